@@ -1,0 +1,31 @@
+"""tailfin: self-supervised visual pretraining with momentum (EMA) on the parts of the encoder where it pays."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tailfin.backbones import narrow_resnet, small_images
+    from tailfin.branch import Branch
+    from tailfin.momentum import Decay, MomentumEncoder, Parts, Placement, scale_decay, split
+
+__version__ = "0.1.0"
+__all__ = [
+    "Branch",
+    "Decay",
+    "MomentumEncoder",
+    "Parts",
+    "Placement",
+    "narrow_resnet",
+    "scale_decay",
+    "small_images",
+    "split",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes about two seconds: `tailfin --help` must not pay for it.
+    if name not in __all__:
+        raise AttributeError(f"module 'tailfin' has no attribute {name!r}")
+    from importlib import import_module
+
+    home = {"Branch": "branch", "narrow_resnet": "backbones", "small_images": "backbones"}.get(name, "momentum")
+    return getattr(import_module(f"tailfin.{home}"), name)

@@ -1,0 +1,100 @@
+"""Backbones by name: timm's, torchvision's, and a narrow ResNet for CPUs; stems for small images."""
+
+import re
+from typing import Any, cast
+
+from torch import nn
+
+from tailfin.errors import UserError, unknown
+
+NARROW = "resnet10w16"
+SMALL_SIDE = 64
+"""Up to this side (pixels) ResNets get the small-image stem."""
+
+
+def create(name: str, *, image_size: int, channels: int = 3) -> nn.Module:
+    """A randomly initialised backbone without a classifier.
+
+    Args:
+        name: A timm model ("resnet18", "vit_tiny_patch16_224"), "torchvision:resnet18", or "resnet10w16", the narrow
+            ResNet of any width.
+        image_size: Side of the views in pixels; up to 64, ResNets get the `small_images` stem and ViTs smaller
+            patches are not chosen by themselves.
+        channels: 1 or 3.
+
+    Raises:
+        UserError: No such model, or one that cannot take these images.
+    """
+    if narrow := re.fullmatch(r"resnet10w(\d+)", name):
+        return narrow_resnet(int(narrow[1]), channels=channels)
+    if name.startswith("torchvision:"):
+        model = _torchvision(name.removeprefix("torchvision:"), image_size, channels)
+    else:
+        model = _timm(name, image_size, channels)
+    return small_images(model) if image_size <= SMALL_SIDE and hasattr(model, "layer4") else model
+
+
+def narrow_resnet(width: int = 16, *, channels: int = 3) -> nn.Module:
+    """A ResNet of one basic block a stage, `width` to 8 x `width` channels, with the small-image stem.
+
+    It is timm's ResNet in class and keys; at width 16 it has 0.3 M parameters, for studies on CPUs.
+    """
+    from timm.models.resnet import BasicBlock, ResNet
+
+    if width < 1:
+        raise UserError(f"the width of a narrow ResNet is at least 1, got {width}")
+    widths = tuple(width * scale for scale in (1, 2, 4, 8))
+    model = ResNet(BasicBlock, (1, 1, 1, 1), channels=widths, in_chans=channels, num_classes=0)
+    # timm fixes the stem at 64 channels, which at width 16 would be half of all the work.
+    model.conv1, model.bn1 = _conv(channels, width), nn.BatchNorm2d(width)
+    model.layer1[0].conv1, model.layer1[0].downsample = _conv(width, width), None
+    return small_images(model)
+
+
+def small_images(model: nn.Module) -> nn.Module:
+    """Give a timm or torchvision ResNet a stem for 32 to 64 px: 3x3, stride 1, no max-pool; changed in place.
+
+    Raises:
+        ValueError: Not a ResNet with `conv1` and `maxpool`.
+    """
+    resnet = cast(Any, model)
+    conv = getattr(model, "conv1", None)
+    if conv is None or not hasattr(model, "maxpool"):
+        raise ValueError(f"the small-image stem is for ResNets with conv1 and maxpool, not {type(model).__name__}")
+    if isinstance(conv, nn.Sequential):  # timm's deep stem: three 3x3, the first of stride 2
+        conv[0].stride = (1, 1)
+    else:
+        resnet.conv1 = _conv(conv.in_channels, conv.out_channels)
+    resnet.maxpool = nn.Identity()
+    return model
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def _timm(name: str, image_size: int, channels: int) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        near = [*timm.list_models(f"*{name[:6]}*")[:20], NARROW, "torchvision:resnet18"]
+        raise unknown("backbone", name, near or timm.list_models("resnet*"), where="--backbone")
+    options: dict[str, Any] = {"img_size": image_size} if "vit" in name or "swin" in name else {}
+    try:
+        return cast(nn.Module, timm.create_model(name, num_classes=0, in_chans=channels, **options))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"backbone {name!r} cannot take {channels} x {image_size} px images: {error}") from None
+
+
+def _torchvision(name: str, image_size: int, channels: int) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise unknown("torchvision backbone", name, models.list_models(module=models), where="--backbone")
+    options = {"image_size": image_size} if name.startswith("vit") else {}
+    model = models.get_model(name, weights=None, **options)
+    if channels != 3:
+        raise UserError(f"backbone 'torchvision:{name}' takes 3 channels, the images have {channels}")
+    return cast(nn.Module, model)

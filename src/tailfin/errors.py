@@ -1,0 +1,24 @@
+"""Errors that a user can mend: one line saying what, where, what is allowed and the nearest right spelling."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the input. The command line prints it as one line and exits with code 2."""
+
+
+def unknown(kind: str, value: str, allowed: Iterable[str], where: str = "") -> UserError:
+    """An error for a `value` that is none of `allowed`, naming the nearest spelling.
+
+    Args:
+        kind: What the value names, such as "method".
+        value: What was given.
+        allowed: Every legal value, in the order to show them.
+        where: The option, file or key that held the value.
+    """
+    names = list(allowed)
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    place = f" in {where}" if where else ""
+    return UserError(f"unknown {kind} {value!r}{place}; allowed: {', '.join(names)}{hint}")
