@@ -27,5 +27,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tailfin' has no attribute {name!r}")
     from importlib import import_module
 
-    home = {"Branch": "branch", "narrow_resnet": "backbones", "small_images": "backbones"}.get(name, "momentum")
+    home = {"Branch": "branch", "narrow_resnet": "backbones", "small_images": "backbones"}.get(
+        name, "momentum"
+    )
     return getattr(import_module(f"tailfin.{home}"), name)

@@ -1,11 +1,12 @@
 """Backbones by name: timm's, torchvision's, and a narrow ResNet for CPUs; stems for small images."""
 
+import difflib
 import re
 from typing import Any, cast
 
 from torch import nn
 
-from tailfin.errors import UserError, unknown
+from tailfin.errors import UserError
 
 NARROW = "resnet10w16"
 SMALL_SIDE = 64
@@ -60,9 +61,11 @@ def small_images(model: nn.Module) -> nn.Module:
     resnet = cast(Any, model)
     conv = getattr(model, "conv1", None)
     if conv is None or not hasattr(model, "maxpool"):
-        raise ValueError(f"the small-image stem is for ResNets with conv1 and maxpool, not {type(model).__name__}")
+        raise ValueError(
+            f"the small-image stem is for ResNets with conv1 and maxpool, not {type(model).__name__}"
+        )
     if isinstance(conv, nn.Sequential):  # timm's deep stem: three 3x3, the first of stride 2
-        conv[0].stride = (1, 1)
+        cast(nn.Conv2d, conv[0]).stride = (1, 1)
     else:
         resnet.conv1 = _conv(conv.in_channels, conv.out_channels)
     resnet.maxpool = nn.Identity()
@@ -75,24 +78,31 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return conv
 
 
+def _no_such(kind: str, name: str, known: list[str]) -> UserError:
+    # Over a thousand names are allowed: the nearest ones say more than all of them.
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.0)
+    return UserError(f"unknown {kind} {name!r} in --backbone; nearest of {len(known)}: {', '.join(near)}")
+
+
 def _timm(name: str, image_size: int, channels: int) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        near = [*timm.list_models(f"*{name[:6]}*")[:20], NARROW, "torchvision:resnet18"]
-        raise unknown("backbone", name, near or timm.list_models("resnet*"), where="--backbone")
+        raise _no_such("backbone", name, [*timm.list_models(), NARROW])
     options: dict[str, Any] = {"img_size": image_size} if "vit" in name or "swin" in name else {}
     try:
         return cast(nn.Module, timm.create_model(name, num_classes=0, in_chans=channels, **options))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"backbone {name!r} cannot take {channels} x {image_size} px images: {error}") from None
+        raise UserError(
+            f"backbone {name!r} cannot take {channels} x {image_size} px images: {error}"
+        ) from None
 
 
 def _torchvision(name: str, image_size: int, channels: int) -> nn.Module:
     from torchvision import models
 
     if name not in models.list_models(module=models):
-        raise unknown("torchvision backbone", name, models.list_models(module=models), where="--backbone")
+        raise _no_such("torchvision backbone", name, models.list_models(module=models))
     options = {"image_size": image_size} if name.startswith("vit") else {}
     model = models.get_model(name, weights=None, **options)
     if channels != 3:

@@ -92,7 +92,10 @@ def test_parts_share_the_backbones_weights() -> None:
 
 def test_a_sequential_splits_into_its_children() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        nn.Conv2d(3, 4, 3),
+        nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
     parts = tailfin.split(model, finer=["1"])
     x = torch.randn(2, 3, 8, 8)
@@ -154,5 +157,5 @@ def test_narrow_resnet_is_narrow_and_splits() -> None:
 def test_backbones_by_name() -> None:
     assert create("resnet10w8", image_size=32, channels=1)(torch.randn(2, 1, 32, 32)).shape == (2, 64)
     assert create("vit_tiny_patch16_224", image_size=64)(torch.randn(2, 3, 64, 64)).shape == (2, 192)
-    with pytest.raises(UserError, match="did you mean 'resnet18'"):
+    with pytest.raises(UserError, match=r"'resnet81' in --backbone; nearest of .*resnet18"):
         create("resnet81", image_size=32)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call  # type: ignore[attr-defined]
+from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from tailfin.branch import Branch
@@ -218,13 +218,16 @@ def _branch(outputs: Iterable[Outputs]) -> Branch:
     features, projections = zip(*outputs, strict=True)
     for feature in features:
         if feature.ndim != 2:
-            raise ValueError(f"the last part must end in pooled features [N, D], got shape {tuple(feature.shape)}")
+            raise ValueError(
+                f"the last part must end in pooled features [N, D], got shape {tuple(feature.shape)}"
+            )
     return Branch(features, projections)
 
 
 def _as_weights(part: nn.Module, x: Tensor) -> Tensor:
     """`x` in the dtype of the part's weights where autocast does not see to it: momentum is fp32 in a bf16 model."""
-    if torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return x
     weight = next(part.parameters(), x)
     return x.to(weight.dtype)

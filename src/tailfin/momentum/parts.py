@@ -32,7 +32,11 @@ class Call(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, children: Mapping[str, nn.Module], function: PartFunction, direct: bool = False
+        self,
+        module: nn.Module,
+        children: Mapping[str, nn.Module],
+        function: PartFunction,
+        direct: bool = False,
     ) -> None:
         super().__init__()
         self.shell = _shell(module, children, direct)
@@ -49,7 +53,9 @@ class Parts(nn.Module):
         names: The parts' names, from input to output.
     """
 
-    def __init__(self, parts: Mapping[str, nn.Module], keys: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self, parts: Mapping[str, nn.Module], keys: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         super().__init__()
         if not parts:
             raise ValueError("an encoder needs at least one part")
@@ -181,7 +187,9 @@ def _mapped(
                 try:
                     steps.append(Step(name, entry, backbone.get_submodule(entry)))
                 except AttributeError:
-                    raise ValueError(f"part {name!r} names submodule {entry!r}, which the backbone lacks") from None
+                    raise ValueError(
+                        f"part {name!r} names submodule {entry!r}, which the backbone lacks"
+                    ) from None
             elif isinstance(entry, nn.Module):
                 steps.append(Step(name, f"{name}.{place}", entry))
             else:
@@ -212,7 +220,9 @@ def _family(backbone: nn.Module) -> tuple[list[Step], str]:
         if family is not None:
             return family(backbone)
     known = ", ".join(_FAMILIES)
-    raise ValueError(f"cannot split a {type(backbone).__name__} without a mapping; known by themselves: {known}")
+    raise ValueError(
+        f"cannot split a {type(backbone).__name__} without a mapping; known by themselves: {known}"
+    )
 
 
 def _blocks(part: str, stage: nn.Module) -> list[Step]:
@@ -235,7 +245,10 @@ def _timm_resnet(model: Any) -> tuple[list[Step], str]:
     steps = _modules("stem", model, ("conv1", "bn1", "act1", "maxpool"))
     for layer in ("layer1", "layer2", "layer3", "layer4"):
         steps += _blocks(layer, getattr(model, layer))
-    return [*steps, Step("layer4", steps[-1].fine, Call(model, {"global_pool": model.global_pool}, _pooled))], "fc."
+    return [
+        *steps,
+        Step("layer4", steps[-1].fine, Call(model, {"global_pool": model.global_pool}, _pooled)),
+    ], "fc."
 
 
 def _torchvision_resnet(model: Any) -> tuple[list[Step], str]:
@@ -270,7 +283,10 @@ def _efficientnet(model: Any) -> tuple[list[Step], str]:
     for index, stage in enumerate(model.blocks):
         steps += _blocks(f"blocks.{index}", stage)
     steps += _modules("head", model, ("conv_head", "bn2"))
-    return [*steps, Step("head", "head", Call(model, {"global_pool": model.global_pool}, _pooled))], "classifier."
+    return [
+        *steps,
+        Step("head", "head", Call(model, {"global_pool": model.global_pool}, _pooled)),
+    ], "classifier."
 
 
 def _block_groups(prefix: str, blocks: Iterable[tuple[str, nn.Module]], count: int = 4) -> list[Step]:
@@ -302,7 +318,7 @@ def _timm_vit(model: Any) -> tuple[list[Step], str]:
         Step("embed", "embed", Call(model, first, _timm_vit_embed, direct=True)),
         *_block_groups("blocks", model.blocks.named_children()),
         Step("norm", "norm", Call(model, last, _timm_vit_norm)),
-    ], "head."
+    ], "head"  # "head_dist" of distilled ones too
 
 
 def _torchvision_vit_embed(model: Any, x: Tensor) -> Tensor:
@@ -317,7 +333,10 @@ def _torchvision_vit_norm(encoder: Any, x: Tensor) -> Tensor:
 
 def _torchvision_vit(model: Any) -> tuple[list[Step], str]:
     encoder = model.encoder
-    embed = {"conv_proj": model.conv_proj, "encoder": _shell(encoder, {"dropout": encoder.dropout}, direct=True)}
+    embed = {
+        "conv_proj": model.conv_proj,
+        "encoder": _shell(encoder, {"dropout": encoder.dropout}, direct=True),
+    }
     return [
         Step("embed", "embed", Call(model, embed, _torchvision_vit_embed, direct=True)),
         *_block_groups("blocks", encoder.layers.named_children()),

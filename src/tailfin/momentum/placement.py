@@ -75,7 +75,9 @@ def _indices(item: str, names: tuple[str, ...], text: str) -> set[int]:
     first = min(_named(start, names, text)) if start else 0
     last = max(_named(end if colon else start, names, text)) if end or not colon else len(names) - 1
     if first > last:
-        raise UserError(f"placement {text!r}: {start!r} comes after {end!r}; parts in order: {', '.join(names)}")
+        raise UserError(
+            f"placement {text!r}: {start!r} comes after {end!r}; parts in order: {', '.join(names)}"
+        )
     return set(range(first, last + 1))
 
 
