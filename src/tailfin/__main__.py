@@ -1,0 +1,5 @@
+"""`python -m tailfin`."""
+
+from tailfin.cli import main
+
+main()

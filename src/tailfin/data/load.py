@@ -1,0 +1,181 @@
+"""`load`: from what the user wrote after `--data` to decoded training and test images."""
+
+import difflib
+import math
+import os
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from tailfin.data.source import Decoded, Listing, Progress
+from tailfin.data.split import random_subset, validation_split
+from tailfin.data.types import Dataset, ImageSet, Skipped, channel_statistics
+from tailfin.errors import UserError, unknown
+
+NAMED: Final = ("cifar10", "cifar100", "stl10", "fashion_mnist")
+NAMES: Final = ("shapes", *NAMED)
+HELD_OUT: Final = 0.15
+
+
+def load(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    tolerate: float = 0.01,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Images of `spec`, decoded once, as uint8.
+
+    Args:
+        spec: `shapes` (generated), `cifar10`, `cifar100`, `stl10`, `fashion_mnist`, or the path of a folder
+            of images or class folders, of Parquet files (Hugging Face layout) or of IDX files, or of one such
+            file.
+        image_size: Side of the views to be drawn, in pixels; decides the stored size of originals that differ
+            in size.
+        limit: At most so many training images, drawn by seed and with the source's class shares, before any
+            is decoded. The test split is never limited.
+        seed: Draws the generated images, the limited subset, and the held-out test images.
+        tolerate: Share of images that may be unreadable, in [0, 1].
+        cache: Folder for downloads and for decoded images that do not fit in memory; `~/.cache/tailfin` if
+            None.
+        workers: Decoding threads; one a processor, up to 16, if None.
+        progress: Called now and then with the number of images decoded and their total.
+
+    Where a source has labels but no test split, a stratified 15 % is held out. Without labels there is no
+    test split.
+
+    Raises:
+        UserError: For an unknown or empty source, damaged files, or too many unreadable images.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit is {limit}; it must be at least 1")
+    if not 0 <= tolerate <= 1:
+        raise UserError(f"--tolerate is {tolerate}; it must lie between 0 and 1")
+    cache = (cache or Path("~/.cache/tailfin")).expanduser()
+    listing = _list(spec, cache, seed)
+    train, test = _partition(listing, limit, seed)
+    index = torch.cat([train, test])
+    if isinstance(listing.images, Tensor):
+        whole = torch.ones(len(index), dtype=torch.bool)
+        decoded = Decoded(listing.images[index], whole, aspect=None, skipped=())
+    else:
+        from tailfin.data.store import decode_all
+
+        decoded = decode_all(
+            listing.images,
+            index.tolist(),
+            image_size=image_size,
+            cache=cache,
+            workers=workers or _processors(),
+            progress=progress,
+        )
+    images, kept, aspect, skipped = decoded.images, decoded.kept, decoded.aspect, decoded.skipped
+    cut = int(kept[: len(train)].sum())
+    if cut == 0:
+        raise UserError(f"{spec}: none of {len(index)} images can be read: {_first(skipped)}")
+    _check(skipped, len(index), tolerate, spec)
+    labels = None if listing.labels is None else listing.labels[index][kept]
+
+    def part(start: int, stop: int) -> ImageSet:
+        pick = lambda values: None if values is None else values[start:stop]  # noqa: E731
+        return ImageSet(images[start:stop], pick(labels), listing.classes, pick(aspect))
+
+    fit = part(0, cut)
+    held = part(cut, len(images)) if len(images) > cut else None
+    return Dataset(listing.name, fit, held, *channel_statistics(fit.images), skipped)
+
+
+def _partition(listing: Listing, limit: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and the test images."""
+    train, test = (~listing.test).nonzero().flatten(), listing.test.nonzero().flatten()
+    if listing.labels is None:
+        # Without labels there is nothing to judge with.
+        test = test[:0]
+    elif len(test) == 0:
+        # Before the limit, so that runs of different limits are judged on the same images.
+        fit, held = validation_split(listing.labels[train], HELD_OUT, seed)
+        train, test = train[fit], train[held]
+    if limit is not None and limit < len(train):
+        labels = None if listing.labels is None else listing.labels[train]
+        train = train[random_subset(len(train), limit, seed, labels)]
+    return train, test
+
+
+def _first(skipped: tuple[Skipped, ...], most: int = 3) -> str:
+    some = "; ".join(f"{each.name}: {each.reason}" for each in skipped[:most])
+    return some + (f"; and {len(skipped) - most} more" if len(skipped) > most else "")
+
+
+def _check(skipped: tuple[Skipped, ...], count: int, tolerate: float, spec: str) -> None:
+    # The slack keeps "1 % of 2,000" at 20 whatever the rounding of the product.
+    if len(skipped) > tolerate * count + 1e-9:
+        share = len(skipped) / count
+        allow = f"; to go on without them: --tolerate {min(1.0, math.ceil(share * 100) / 100):g}"
+        raise UserError(
+            f"{spec}: {len(skipped)} of {count} images cannot be read, more than --tolerate {tolerate:g}:"
+            f" {_first(skipped)}{allow}"
+        )
+
+
+def _processors() -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, usable)
+
+
+def _list(spec: str, cache: Path, seed: int) -> Listing:
+    """Finds the source that `spec` means; each is imported only when it is used."""
+    if spec == "shapes":
+        from tailfin.data.shapes import list_shapes
+
+        return list_shapes(seed)
+    if spec in NAMED:
+        from tailfin.data.named import list_named
+
+        return list_named(spec, cache / "downloads")
+    path = Path(spec).expanduser()
+    try:
+        if not spec or not path.exists():
+            raise _missing(spec, path)
+        return _list_path(path)
+    except OSError as error:
+        raise UserError(f"{spec}: cannot be read: {error.strerror or error}") from error
+
+
+def _list_path(path: Path) -> Listing:
+    from tailfin.data import idx, parquet
+
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return parquet.list_parquet(path)
+        if idx.is_idx(path):
+            return idx.list_idx(path)
+        raise UserError(
+            f"{path}: neither a Parquet nor an IDX file; allowed: a folder of images, *.parquet, *-ubyte[.gz]"
+        )
+    if parquet.find_files(path):
+        return parquet.list_parquet(path)
+    if idx.find_files(path):
+        return idx.list_idx(path)
+    from tailfin.data.folder import list_folder
+
+    return list_folder(path)
+
+
+def _missing(spec: str, path: Path) -> UserError:
+    """For a path that does not exist: names the nearest beside it, or the nearest named set."""
+    if len(Path(spec).parts) < 2 and difflib.get_close_matches(spec, NAMES, n=1, cutoff=0.6):
+        return unknown("data set", spec, NAMES, "--data")
+    parent = path.parent
+    if spec and parent.is_dir():
+        siblings = [each.name for each in parent.iterdir() if not each.name.startswith(".")]
+        near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+        hint = f"; did you mean {str(parent / near[0])!r}?" if near else ""
+    else:
+        hint = f"; the folder {parent} does not exist either" if spec else ""
+    return UserError(f"no such path {spec!r} in --data; allowed: a path, or one of {', '.join(NAMES)}{hint}")

@@ -1,0 +1,94 @@
+"""What a source lists before anything is decoded: the plain types between the sources and the loader."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tailfin.data.types import Skipped
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded; the message is the reason in words."""
+
+
+Progress = Callable[[int, int], None]
+"""Called now and then with the number of images done and their total."""
+
+Blob = bytes | Path | Unreadable
+"""One encoded image: its bytes, the file that holds them, or the reason why there are none."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded images, listed but not yet read.
+
+    Attributes:
+        count: Number of images N.
+        name: From an index in [0, N) to the image's name, for messages.
+        stream: From strictly increasing indices to their images, in that order.
+        fingerprint: A hash of the listing (paths, sizes, modification times), for the cache of decoded
+            images.
+    """
+
+    count: int
+    name: Callable[[int], str]
+    stream: Callable[[Sequence[int]], Iterator[Blob]]
+    fingerprint: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything a source holds.
+
+    Attributes:
+        name: Short name for reports.
+        images: Encoded images, or decoded ones of one size, uint8 [N, C, H, W].
+        labels: int64 [N], or None.
+        classes: Class names, indexed by label; None without labels.
+        test: bool [N], true for the images of the source's own test split.
+    """
+
+    name: str
+    images: Encoded | Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...] | None
+    test: Tensor
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Decoded images in the order asked for, those that could not be read left out.
+
+    Attributes:
+        images: uint8 [M, C, H, W].
+        kept: bool [asked for], true for the M images that were read.
+        aspect: float32 [M], width / height of the originals; None where the images are the originals.
+        skipped: What was left out.
+    """
+
+    images: Tensor
+    kept: Tensor
+    aspect: Tensor | None
+    skipped: tuple[Skipped, ...]
+
+
+def enumerate_classes(values: Sequence[int] | Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels int64 [N] and class names from raw class values: sorted, so that 0 ... K-1 stay as they are."""
+    names, labels = np.unique(np.asarray(values), return_inverse=True)
+    return torch.from_numpy(labels.reshape(-1).astype(np.int64)), tuple(str(name) for name in names.tolist())
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """A hash of the paths, sizes and modification times of `files`."""
+    digest = hashlib.sha256()
+    for file in files:
+        # A link that leads nowhere is listed too, to be reported.
+        status = file.stat() if file.exists() else file.lstat()
+        line = f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""One judgement for all: the same scores for an encoder, its momentum twin, an untrained one and raw pixels."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tailfin.data.types import ImageSet
+from tailfin.evaluation.knn import knn_accuracy
+from tailfin.evaluation.linear import linear_probe
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Test accuracies in percent; None where there was nothing finite to judge (a run that diverged).
+
+    Attributes:
+        knn: Weighted 20-nearest-neighbour vote.
+        linear: Linear probe.
+    """
+
+    knn: float | None
+    linear: float | None
+
+
+def score(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    seed: int = 0,
+    *,
+    device: torch.device | str = "cpu",
+) -> Scores:
+    """Both accuracies of one set of features.
+
+    Args:
+        train_x, train_y: [N, D] and int64 [N].
+        test_x, test_y: [M, D] and int64 [M]; looked at once by each judge.
+        seed: Seed of the probe's validation split.
+        device: Where to compute; Apple's GPUs lack the eigensolver of the probe, so there the CPU does.
+    """
+    if not (train_x.isfinite().all() and test_x.isfinite().all()):
+        return Scores(None, None)
+    if torch.device(device).type == "mps":
+        device = "cpu"
+    sets = train_x.to(device), train_y.to(device), test_x.to(device), test_y.to(device)
+    return Scores(knn=knn_accuracy(*sets), linear=linear_probe(*sets, seed=seed).accuracy)
+
+
+def raw_pixels(images: ImageSet, most: int = 32) -> Tensor:
+    """The images themselves as features: what any encoder has to beat.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        most: Pixels a side; larger sides are scaled down (antialiased), smaller ones stay.
+
+    Returns:
+        float32 [N, C * min(H, most) * min(W, most)] in [0, 1].
+    """
+    channels, height, width = images.images.shape[1:]
+    side = (min(height, most), min(width, most))
+    pixels = torch.empty(len(images), channels * side[0] * side[1])
+    for start in range(0, len(images), 512):
+        batch = images.images[start : start + 512].to(torch.float32) / 255
+        if side != (height, width):
+            batch = F.interpolate(batch, side, mode="bilinear", antialias=True, align_corners=False)
+        pixels[start : start + 512] = batch.flatten(1)
+    return pixels

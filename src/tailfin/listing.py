@@ -1,0 +1,80 @@
+"""`tailfin list`: methods, backbones, and placements with their cost."""
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tailfin import backbones, methods
+from tailfin.momentum import MomentumEncoder, Placement, split
+from tailfin.momentum.cost import part_flops
+
+
+def show(what: str, backbone: str, image_size: int) -> int:
+    """Print the lists; `what` is "methods", "backbones", "placements" or "all"."""
+    console = Console()
+    if what in ("methods", "all"):
+        console.print(_methods())
+    if what in ("backbones", "all"):
+        console.print(_backbones())
+    if what in ("placements", "all"):
+        console.print(_placements(backbone, image_size))
+    return 0
+
+
+def _methods() -> Table:
+    table = Table(title="methods (--method), with their published recipe at CIFAR size")
+    for heading in ("name", "momentum", "decay", "optimizer", "lr at 256", "weight decay", "views", "source"):
+        table.add_column(heading, overflow="fold")
+    for name in methods.names():
+        recipe = methods.load(name).recipe
+        decay = "-" if recipe.placement == "none" else f"{recipe.decay:g} to {recipe.decay_end:g}"
+        table.add_row(
+            name,
+            recipe.placement,
+            decay,
+            recipe.optimizer,
+            f"{recipe.lr:g}",
+            f"{recipe.weight_decay:g}",
+            recipe.views,
+            recipe.source,
+        )
+    return table
+
+
+def _backbones() -> Table:
+    table = Table(title="backbones (--backbone) that are split into parts by themselves")
+    for heading in ("family", "examples", "parts before the projector"):
+        table.add_column(heading, overflow="fold")
+    rows = (
+        ("narrow ResNet, any width", "resnet10w16, resnet10w32", "stem, layer1 ... layer4"),
+        ("timm ResNet", "resnet18, resnet50, resnet26d", "stem, layer1 ... layer4"),
+        ("timm ConvNeXt", "convnext_atto, convnextv2_nano", "stem, stages.0 ... stages.3"),
+        ("timm RegNet", "regnety_002, regnetx_008", "stem, s1 ... s4"),
+        ("timm EfficientNet", "efficientnet_b0, mobilenetv2_050", "stem, blocks.0 ... blocks.6, head"),
+        ("timm ViT", "vit_tiny_patch16_224, vit_small_patch16_224", "embed, blocks in four groups, norm"),
+        ("torchvision ResNet", "torchvision:resnet18", "stem, layer1 ... layer4"),
+        ("torchvision ViT", "torchvision:vit_b_16", "embed, blocks in four groups, norm"),
+    )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _placements(backbone: str, image_size: int) -> Table:
+    model = backbones.create(backbone, image_size=image_size)
+    example = torch.zeros(1, 3, image_size, image_size)
+    parts = split(model)
+    with torch.no_grad():
+        width = int(parts.eval()(example).shape[1])
+    projector = methods.load("simclr")().projector(width)
+    encoder = MomentumEncoder(parts, projector=projector, placement="none")
+    flops = part_flops(encoder, example)
+    table = Table(title=f"placements (--momentum) of {backbone} at {image_size} px, SimCLR's projector")
+    table.add_column("placement")
+    table.add_column("parts with momentum weights", overflow="fold")
+    table.add_column("target repeats, of the forward FLOPs", justify="right")
+    tails = [f"{name}:" for name in parts.names[1:]]
+    for text in ("none", "stopgrad", "projector", *reversed(tails), "all", "backbone", *parts.names):
+        placement = Placement.parse(text, encoder.names)
+        table.add_row(text, ", ".join(placement.placed) or "-", f"{100 * placement.cost(flops):.1f} %")
+    return table

@@ -1,0 +1,156 @@
+"""What every method is: heads, a loss on two branches, and a row of published defaults."""
+
+from dataclasses import dataclass
+from inspect import signature
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tailfin.branch import Branch
+
+# Norms below this count as zero, which bounds the gradient that reaches a dead embedding to 1e6 times the
+# loss's; torch's own default of 1e-12 multiplies it by 1e12, and one dead sample then drowns the batch.
+NORM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Published defaults of one method at CIFAR size (32 px, ResNet-18 with a 3x3 stem, batch 256).
+
+    Attributes:
+        optimizer: The optimiser.
+        lr: Peak learning rate at batch 256; scale it linearly for other batches.
+        weight_decay: L2 coefficient; norms and biases go without it, and without LARS, in every method.
+        views: Name of the augmentation recipe.
+        placement: Parts that carry momentum as published.
+        decay: Weight of the old value in the momentum update, at the first step.
+        decay_end: The same at the last step; the way there is a cosine, or constant where both are equal.
+        hidden: Projector's (and predictor's) hidden width.
+        out: Projector's output width.
+        batch_norm: Whether the heads normalise their hidden layer.
+        source: Where the row was read.
+        momentum: The optimiser's own momentum (SGD, LARS).
+        warmup_epochs: Linear warm-up before the cosine.
+        trust_coefficient: LARS's eta; None for other optimisers.
+        clip: Whether LARS caps its local rate at the global one.
+    """
+
+    optimizer: Literal["sgd", "lars", "adamw"]
+    lr: float
+    weight_decay: float
+    views: str
+    placement: str
+    decay: float
+    decay_end: float
+    hidden: int
+    out: int
+    batch_norm: bool
+    source: str
+    momentum: float = 0.9
+    warmup_epochs: int = 10
+    trust_coefficient: float | None = None
+    clip: bool = False
+
+
+class Method(nn.Module):
+    """A loss on the online and the target branch, with the heads and the state that the loss needs.
+
+    The parameters are those of the online branch alone (a predictor); the projector is a part of the encoder,
+    so it is built here and owned elsewhere. A method never asks where its target comes from.
+
+    Attributes:
+        stop_gradient: Whether the method as published never backpropagates through its target branch.
+        recipe: Published defaults.
+        hidden: Hidden width of the heads.
+        out: Output width of the projector.
+    """
+
+    stop_gradient: ClassVar[bool]
+    recipe: ClassVar[Recipe]
+
+    def __init__(self, hidden: int | None = None, out: int | None = None) -> None:
+        """Widths default to the published ones; `defaults` suggests some for a narrow backbone.
+
+        Raises:
+            ValueError: If a width is below 1.
+        """
+        super().__init__()
+        self.hidden = self.recipe.hidden if hidden is None else hidden
+        self.out = self.recipe.out if out is None else out
+        if self.hidden < 1 or self.out < 1:
+            raise ValueError(f"head widths hidden={self.hidden}, out={self.out}; both must be 1 or more")
+
+    @classmethod
+    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
+        """What the constructor takes, by name, and its values for a backbone and a training set of these sizes.
+
+        From 512 features on (ResNet-18 and wider) the published widths. Below that `hidden` is 4 times the
+        features, SimCLR's proportion at ResNet-18, and `out` is 128: a narrow backbone would otherwise cost
+        less than its head.
+        """
+        parameters = signature(cls).parameters.values()
+        values = {p.name: p.default for p in parameters}
+        hidden, out = (cls.recipe.hidden, cls.recipe.out) if in_features >= 512 else (4 * in_features, 128)
+        return {**values, "hidden": hidden, "out": out}
+
+    def projector(self, in_features: int) -> nn.Module:
+        """A new projector, [N, in_features] -> [N, out]."""
+        return mlp(in_features, self.hidden, self.out, batch_norm=self.recipe.batch_norm)
+
+    def loss(self, online: Branch, target: Branch) -> Tensor:
+        """The loss, a float32 scalar whatever the branches' dtype.
+
+        Raises:
+            ValueError: If the branches do not hold the number of views that the method compares.
+        """
+        raise NotImplementedError
+
+    def after_step(self, taken: bool = True) -> None:
+        """Commit the state that the losses since the last call gathered (such as keys for a queue).
+
+        Call it once after each optimizer step, with `taken` false where the step was skipped: what was
+        gathered is then dropped. A loss commits nothing itself, so micro-batches and retries are harmless.
+        """
+
+
+def mlp(in_features: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequential:
+    """Linear, (batch norm,) ReLU, linear: [N, in_features] -> [N, out]."""
+    norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
+    return nn.Sequential(nn.Linear(in_features, hidden), *norm, nn.ReLU(), nn.Linear(hidden, out))
+
+
+def two_views(views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The two views of a branch.
+
+    Raises:
+        ValueError: If there are not exactly two.
+    """
+    if len(views) != 2:
+        raise ValueError(f"{len(views)} views in a branch; the loss compares exactly 2")
+    return views[0], views[1]
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Rows of [N, P] scaled to length 1, in float32; those shorter than NORM_FLOOR are divided by it."""
+    return F.normalize(vectors.float(), dim=1, eps=NORM_FLOOR)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context without autocast on the device of `like`.
+
+    Similarities divided by a temperature need it: at logit 5, bfloat16 resolves only steps of 0.03.
+    """
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature`, if it is above zero.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature}; must be above 0")
+    return temperature

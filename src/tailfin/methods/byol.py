@@ -1,0 +1,50 @@
+"""BYOL: each view predicts the target's projection of the other view (arXiv 2006.07733)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tailfin.branch import Branch
+from tailfin.methods.base import NORM_FLOOR, Method, Recipe, full_precision, mlp, two_views
+
+
+class BYOL(Method):
+    """BYOL; the predictor belongs to the online branch alone."""
+
+    stop_gradient = True
+    recipe = Recipe(
+        optimizer="lars",
+        lr=1.0,
+        weight_decay=1e-5,
+        trust_coefficient=0.02,
+        clip=True,
+        views="byol",
+        placement="all",
+        decay=0.99,
+        decay_end=1.0,
+        hidden=4096,
+        out=256,
+        batch_norm=True,
+        source="solo-learn scripts/pretrain/cifar/byol.yaml",
+    )
+
+    def __init__(self, hidden: int | None = None, out: int | None = None) -> None:
+        """The predictor has the projector's hidden width and its output width on both ends."""
+        super().__init__(hidden, out)
+        self.predictor = mlp(self.out, self.hidden, self.out, batch_norm=True)
+
+    def loss(self, online: Branch, target: Branch) -> Tensor:
+        """Squared distance of unit vectors, summed over both directions (section 3.1, equation 2)."""
+        first, second = two_views(online.projections)
+        target_first, target_second = two_views(target.projections)
+        return self._regress(first, target_second) + self._regress(second, target_first)
+
+    def _regress(self, projection: Tensor, target: Tensor) -> Tensor:
+        dtype = next(self.predictor.parameters()).dtype
+        return cosine_regression(self.predictor(projection.to(dtype)), target)
+
+
+def cosine_regression(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over samples of 2 - 2 cos(prediction, target), both [N, P] (arXiv 2006.07733, equation 2)."""
+    with full_precision(prediction):
+        cosine = F.cosine_similarity(prediction.float(), target.float(), dim=1, eps=NORM_FLOOR)
+        return (2 - 2 * cosine).mean()

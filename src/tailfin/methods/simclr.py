@@ -1,0 +1,66 @@
+"""SimCLR: each view finds its other view among everything in the batch (arXiv 2002.05709)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tailfin.branch import Branch
+from tailfin.methods.base import Method, Recipe, check_temperature, full_precision, two_views, unit
+
+
+class SimCLR(Method):
+    """SimCLR with NT-Xent; with a momentum target, the keys come from the target branch."""
+
+    stop_gradient = False
+    recipe = Recipe(
+        optimizer="lars",
+        lr=0.4,
+        weight_decay=1e-4,
+        trust_coefficient=0.02,
+        clip=True,
+        views="simclr",
+        placement="none",
+        decay=0.99,
+        decay_end=0.99,
+        hidden=2048,
+        out=256,
+        batch_norm=False,
+        source="solo-learn scripts/pretrain/cifar/simclr.yaml (method without momentum: decay is ours)",
+    )
+
+    def __init__(
+        self, hidden: int | None = None, out: int | None = None, *, temperature: float = 0.2
+    ) -> None:
+        """`temperature` divides the cosine similarities.
+
+        Raises:
+            ValueError: If `temperature` is not above 0.
+        """
+        super().__init__(hidden, out)
+        self.temperature = check_temperature(temperature)
+
+    def loss(self, online: Branch, target: Branch) -> Tensor:
+        """NT-Xent on the projections of two views."""
+        return nt_xent(two_views(online.projections), two_views(target.projections), self.temperature)
+
+
+def nt_xent(online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross entropy, the mean over 2N anchors.
+
+    The anchor is online sample i in one view. Its positive is target sample i in the other view; its
+    negatives are all other targets of both views, without target i in the anchor's own view. With the target
+    equal to the online branch this is arXiv 2002.05709, equation 1.
+
+    Args:
+        online: Projections of the two views, each [N, P].
+        target: The same from the target branch.
+        temperature: Divides the cosine similarities.
+    """
+    with full_precision(online[0]):
+        anchors, keys = unit(torch.cat(online)), unit(torch.cat(target))
+        logits = anchors @ keys.T / temperature
+        logits = logits.masked_fill(
+            torch.eye(len(logits), dtype=torch.bool, device=logits.device), -torch.inf
+        )
+        positive = torch.arange(len(logits), device=logits.device).roll(len(online[0]))
+        return F.cross_entropy(logits, positive)

@@ -1,0 +1,92 @@
+"""What a run's figures say, in words, with the evidence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+State = Literal["healthy", "collapsing", "no better than untrained", "loader-bound", "not judged"]
+
+COLLAPSED_SPREAD = 0.1
+"""Of the normalised embedding: 1 for directions spread evenly over the sphere, 0 for one point."""
+COLLAPSED_RANK = 0.02
+"""Effective rank over width. Healthy projectors of 128 outputs were seen between 0.2 and 0.6."""
+LOADER_BOUND = 0.2
+"""Share of the time of a step that was spent waiting for images."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One state, a sentence, and the figures behind it.
+
+    Attributes:
+        state: The worst thing seen.
+        words: One sentence.
+        evidence: The figures, one a line.
+    """
+
+    state: State
+    words: str
+    evidence: tuple[str, ...]
+
+
+def judge(
+    *,
+    spread: float,
+    effective_rank: float,
+    width: int,
+    knn: float | None,
+    untrained_knn: float | None,
+    losses: Sequence[tuple[int, float]],
+    timing: Sequence[Mapping[str, Any]],
+) -> Verdict:
+    """The verdict on a finished run.
+
+    Args:
+        spread: `normalised_std` of the projections of held images.
+        effective_rank: RankMe of the same.
+        width: Of the projections.
+        knn, untrained_knn: Accuracies in percent; None without labels.
+        losses: (step, loss) of each log row.
+        timing: Rows of timing.jsonl.
+    """
+    wait = _mean([row["data_wait"] for row in timing])
+    evidence = [
+        f"spread of the normalised projections {spread:.2f} (1 even, 0 one point)",
+        f"effective rank of the projections {effective_rank:.1f} of {width}",
+    ]
+    if losses:
+        evidence.append(
+            f"loss {losses[0][1]:.3f} at step {losses[0][0]}, {losses[-1][1]:.3f} at step {losses[-1][0]}"
+        )
+    if wait is not None:
+        evidence.append(f"{100 * wait:.0f} % of the time spent waiting for images")
+    if knn is not None and untrained_knn is not None:
+        evidence.append(f"kNN {knn:.1f} %, untrained encoder {untrained_knn:.1f} %")
+    state, words = _state(spread, effective_rank / width, knn, untrained_knn, wait)
+    return Verdict(state, words, tuple(evidence))
+
+
+def _state(
+    spread: float, rank: float, knn: float | None, untrained: float | None, wait: float | None
+) -> tuple[State, str]:
+    if spread < COLLAPSED_SPREAD:
+        return "collapsing", "The encoder has collapsed completely: nearly all images have one embedding."
+    if rank < COLLAPSED_RANK:
+        return "collapsing", "The encoder is collapsing: its embeddings use very few dimensions."
+    if knn is not None and untrained is not None and knn <= untrained:
+        return (
+            "no better than untrained",
+            "Training has not improved the features over the untrained encoder's.",
+        )
+    if wait is not None and wait > LOADER_BOUND:
+        return "loader-bound", "The training is sound, but it waited for images much of the time."
+    if knn is None:
+        return "not judged", "No sign of collapse; without labels the features could not be judged further."
+    return (
+        "healthy",
+        "The training is healthy: no sign of collapse, and features better than the untrained encoder's.",
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

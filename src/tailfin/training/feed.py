@@ -1,0 +1,72 @@
+"""Batches of uint8 images for each step, in an order that follows from the seed."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tailfin.data.types import ImageSet
+from tailfin.training.seeds import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one optimizer step.
+
+    Attributes:
+        images: uint8 [N, C, H, W] on the device.
+        aspect: float32 [N] on the CPU, see `ImageSet`; or None.
+        waited: Seconds that the step waited for them.
+    """
+
+    images: Tensor
+    aspect: Tensor | None
+    waited: float
+
+
+def order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of `count` images in one epoch, int64 [count]."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
+
+class Feed:
+    """Serves batches from step to step, the next one being fetched while this one is worked on.
+
+    Args:
+        images: The training images; kept on a GPU where they take less than a quarter of its free memory.
+        batch_size: Images a step.
+        seed: Of the order.
+        device: Where the batches are wanted.
+    """
+
+    def __init__(self, images: ImageSet, *, batch_size: int, seed: int, device: torch.device) -> None:
+        self.images, self.aspect = images.images, images.aspect
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.steps_per_epoch = len(images) // batch_size
+        self._order = (-1, torch.empty(0, dtype=torch.int64))
+        if device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(device)[0] // 4:
+            self.images = self.images.to(device)
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """Batches of the steps `first` to `last` (excluded), counted over the whole run."""
+        with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+            pending = pool.submit(self._fetch, first) if first < last else None
+            for step in range(first, last):
+                start = time.perf_counter()
+                assert pending is not None
+                images, aspect = pending.result()
+                pending = pool.submit(self._fetch, step + 1) if step + 1 < last else None
+                yield Batch(images.to(self.device, non_blocking=True), aspect, time.perf_counter() - start)
+
+    def _fetch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, order(len(self.images), self.seed, epoch))
+        index = self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        images = self.images.index_select(0, index.to(self.images.device))
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()
+        return images, None if self.aspect is None else self.aspect[index]

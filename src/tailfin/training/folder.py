@@ -1,0 +1,158 @@
+"""The run folder: what lies where, and the two logs."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tailfin.data.types import Skipped
+from tailfin.errors import UserError
+from tailfin.files import read_json_lines, write_atomically
+from tailfin.momentum import MomentumEncoder
+from tailfin.momentum.placement import PROJECTOR
+from tailfin.training import config as settings
+from tailfin.training.config import Config
+
+
+class RunFolder:
+    """Paths of one run. `metrics.jsonl` holds what follows from the settings alone; timings have a file of their own,
+    so that an interrupted and resumed run has the same metrics to the byte."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.timing = path / "timing.jsonl"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.encoder = path / "encoder.safetensors"
+        self.result = path / "result.json"
+        self.report = path / "report.html"
+        self.skipped = path / "skipped.tsv"
+        self.pictures = path / "pictures.safetensors"
+
+    @classmethod
+    def create(cls, config: Config) -> "RunFolder":
+        """A new folder, at `config.out` or at the next free name under runs/.
+
+        Raises:
+            UserError: The folder holds a run already, or cannot be made.
+        """
+        path = Path(config.out).expanduser() if config.out else _free(config)
+        folder = cls(path)
+        if folder.config.exists():
+            raise UserError(
+                f"--out {path} holds a run already; go on with --resume {path}, or choose another folder"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {path}: {error.strerror}") from None
+        if not os.access(path, os.W_OK):
+            raise UserError(f"cannot write to the run folder {path}: permission denied")
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of an existing run.
+
+        Raises:
+            UserError: There is no run at `path`.
+        """
+        folder = cls(path.expanduser())
+        if not folder.config.exists():
+            reason = "holds no config.toml" if folder.path.is_dir() else "does not exist"
+            raise UserError(f"no run at {path}: the folder {reason}")
+        return folder
+
+    def read_config(self) -> Config:
+        """The run's settings, `out` being where the folder lies now."""
+        return replace(settings.read(self.config), out=str(self.path))
+
+    def save_encoder(self, encoder: MomentumEncoder) -> None:
+        """Write the backbone under its own library's keys, online weights; momentum weights, where there are any,
+        go to a file of their own."""
+        self._save_tensors(self.encoder, encoder.backbone_state_dict())
+        if any(name != PROJECTOR for name in encoder.placement.placed):
+            path = self.encoder.with_stem("encoder-momentum")
+            self._save_tensors(path, encoder.backbone_state_dict(momentum=True))
+
+    def save_skipped(self, skipped: Sequence[Skipped]) -> None:
+        """Write the images that could not be read, one a line: name, tab, reason."""
+        if skipped:
+            write_atomically(self.skipped, "".join(f"{s.name}\t{s.reason}\n" for s in skipped).encode())
+
+    def save_pictures(self, views: Tensor, neighbours: Tensor) -> None:
+        """Write the report's pictures, uint8 [n, m, C, S, S]."""
+        self._save_tensors(self.pictures, {"views": views, "neighbours": neighbours})
+
+    def _save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        write_atomically(path, save({name: t.cpu().contiguous().clone() for name, t in tensors.items()}))
+
+    def read_result(self) -> dict[str, Any]:
+        """The content of result.json; empty while the run is not finished."""
+        found: dict[str, Any] = json.loads(self.result.read_text()) if self.result.exists() else {}
+        return found
+
+    def read_pictures(self) -> dict[str, Tensor]:
+        """The report's pictures; empty while the run is not finished."""
+        from safetensors.torch import load_file
+
+        return load_file(self.pictures) if self.pictures.exists() else {}
+
+    def read_skipped(self) -> list[tuple[str, str]]:
+        """Images that could not be read: name and reason."""
+        if not self.skipped.exists():
+            return []
+        rows = (line.partition("\t") for line in self.skipped.read_text(encoding="utf-8").splitlines())
+        return [(name, reason) for name, _, reason in rows]
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl."""
+        return read_json_lines(self.metrics)
+
+    def read_timing(self) -> list[dict[str, Any]]:
+        """Rows of timing.jsonl."""
+        return read_json_lines(self.timing)
+
+
+class Log:
+    """A JSON-lines file that grows row by row; `length` bytes of it are kept, the rest belongs to lost steps."""
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        self._file = path.open("ab")
+        if self._file.tell() < length:
+            raise UserError(
+                f"{path} is shorter than when the checkpoint was written; the run cannot be resumed exactly"
+            )
+        self._file.truncate(length)
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+        self._file.write((json.dumps(dict(row), allow_nan=False) + "\n").encode())
+
+    def sync(self) -> int:
+        """Put all rows on the disk; returns the file's length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+
+def _free(config: Config) -> Path:
+    data = Path(config.data).name or "data"
+    name = f"{data}-{config.method}-{config.momentum}-seed{config.seed}"
+    base = Path("runs") / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path

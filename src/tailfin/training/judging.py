@@ -1,0 +1,246 @@
+"""Judging a run: validation while it trains, and the final figures, beside baselines measured the same way."""
+
+import platform
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tailfin
+from tailfin.data.split import random_subset, validation_split
+from tailfin.data.types import ImageSet
+from tailfin.evaluation import collapse
+from tailfin.evaluation.features import extract
+from tailfin.evaluation.judge import Scores, raw_pixels, score
+from tailfin.evaluation.knn import knn_accuracy, nearest
+from tailfin.files import write_json
+from tailfin.momentum import MomentumEncoder
+from tailfin.momentum.cost import measured_cost, part_flops
+from tailfin.stability import verdict
+from tailfin.training.device import Execution
+from tailfin.training.folder import RunFolder
+from tailfin.training.seeds import derive, generator
+from tailfin.training.setup import Setup, build
+from tailfin.views.augment import denormalise, evaluate_view
+
+VALIDATION_SHARE = 0.1
+VALIDATION_BANK, VALIDATION_QUERIES = 2000, 1000
+"""Most images for the kNN seen during training: it should cost no more than some per cent of an epoch."""
+PICTURES, NEIGHBOURS, PICTURE_BANK = 8, 6, 5000
+COLLAPSE_IMAGES = 2000
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged, and how its images are prepared.
+
+    Attributes:
+        encoder: Both branches.
+        execution: Device, precision, memory format.
+        size: Side of the images in pixels.
+        mean, std: Statistics of the training images.
+    """
+
+    encoder: MomentumEncoder
+    execution: Execution
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def features(self, images: ImageSet, *, momentum: bool = False) -> tuple[Tensor, Tensor]:
+        """Backbone and projector outputs of the deterministic view, float32 on the CPU."""
+        self.encoder.eval()
+
+        def encode(views: Tensor) -> tuple[Tensor, Tensor]:
+            with self.execution.autocast():
+                return self.encoder.encode(self.execution.images(views), momentum=momentum)
+
+        backbone, projector = extract(
+            encode, images, size=self.size, mean=self.mean, std=self.std, device=self.execution.device
+        )
+        return backbone, projector
+
+
+def scores(
+    subject: Subject, untrained: Subject, train: ImageSet, test: ImageSet, seed: int
+) -> dict[str, Scores]:
+    """kNN and linear accuracy of each output and weights, beside the untrained encoder and raw pixels."""
+    train_labels, test_labels = _labels(train), _labels(test)
+    device = subject.execution.device
+
+    def judge(name: str, one: Tensor, other: Tensor) -> tuple[str, Scores]:
+        return name, score(one, train_labels, other, test_labels, seed, device=device)
+
+    found = []
+    for weights in ("online", "momentum") if subject.encoder.placement.placed else ("online",):
+        ours, theirs = (subject.features(images, momentum=weights == "momentum") for images in (train, test))
+        for output, one, other in zip(("backbone", "projector"), ours, theirs, strict=True):
+            found.append(judge(f"{output}_{weights}", one, other))
+    found.append(judge("untrained", untrained.features(train)[0], untrained.features(test)[0]))
+    found.append(judge("raw_pixels", raw_pixels(train), raw_pixels(test)))
+    return dict(found)
+
+
+class Judge:
+    """Judges the encoder of a `Setup` and writes what it found to the run folder."""
+
+    def __init__(self, setup: Setup, folder: RunFolder) -> None:
+        self.setup, self.folder = setup, folder
+        self.subject = Subject(
+            setup.encoder, setup.execution, setup.augment.size, setup.data.mean, setup.data.std
+        )
+        self.seed = judging_seed(setup.config.seed)
+        train = setup.data.train
+        self.can_validate = train.labels is not None and len(train) > 1
+        if train.labels is not None and self.can_validate:
+            fit, held = validation_split(train.labels, VALIDATION_SHARE, self.seed)
+            self.bank = train.subset(fit[random_subset(len(fit), VALIDATION_BANK, self.seed)])
+            self.queries = train.subset(held[random_subset(len(held), VALIDATION_QUERIES, self.seed)])
+
+    def validate(self) -> float:
+        """kNN accuracy (%) of the online backbone on a validation split of the training images."""
+        bank, queries = self.subject.features(self.bank)[0], self.subject.features(self.queries)[0]
+        return knn_accuracy(bank, _labels(self.bank), queries, _labels(self.queries))
+
+    def finish(self) -> dict[str, Any]:
+        """The final figures: writes the encoder, the pictures, the list of skipped files and result.json."""
+        setup, folder = self.setup, self.folder
+        train, test, encoder = setup.data.train, setup.data.test, setup.encoder
+        folder.save_encoder(encoder)
+        folder.save_skipped(setup.data.skipped)
+        found: dict[str, Scores] = {}
+        unjudged = []
+        if train.labels is not None and test is not None:
+            found = scores(self.subject, self._untrained(), train, test, self.seed)
+        else:
+            unjudged.append("accuracy of kNN and linear probe: the images have no labels")
+        names = self._pictures(train, train if test is None else test)
+        placement = encoder.placement
+        flops = part_flops(encoder, self._example(1))
+        result = {
+            "knn": found["backbone_online"].knn if found else None,
+            "linear": found["backbone_online"].linear if found else None,
+            "untrained": asdict(found["untrained"]) if found else None,
+            "raw_pixels": asdict(found["raw_pixels"]) if found else None,
+            "scores": {name: asdict(each) for name, each in found.items()},
+            "validation_knn": self._last("knn"),
+            "verdict": asdict(self._verdict(train if test is None else test, found)),
+            "unjudged": unjudged,
+            "placement": setup.config.momentum,
+            "momentum_parts": list(placement.placed),
+            "target_cost": {
+                "predicted": placement.cost(flops),
+                "measured": measured_cost(encoder, self._example(64)),
+            },
+            "parts": [
+                {
+                    "name": name,
+                    "share": flops[name] / sum(flops.values()),
+                    "momentum": name in placement.placed,
+                    "on_target_path": index >= placement.fork,
+                }
+                for index, name in enumerate(placement.names)
+            ],
+            **self._speed(),
+            "seed": setup.config.seed,
+            "parameters": sum(p.numel() for p in encoder.parts.parameters()),
+            "train_images": len(train),
+            "test_images": 0 if test is None else len(test),
+            "skipped": len(setup.data.skipped),
+            "neighbour_names": names,
+            "device": device_name(setup.execution.device),
+            "versions": versions(),
+        }
+        write_json(folder.result, result)
+        return result
+
+    def _untrained(self) -> Subject:
+        config, train = self.setup.config, self.setup.data.train
+        method = type(self.setup.method)
+        encoder, _ = build(config, method, train.images.shape[1], len(train), self.setup.total_steps)
+        self.setup.execution.place(encoder)
+        return replace(self.subject, encoder=encoder)
+
+    def _verdict(self, images: ImageSet, found: dict[str, Scores]) -> verdict.Verdict:
+        some = images.subset(random_subset(len(images), COLLAPSE_IMAGES, self.seed))
+        projections = self.subject.features(some)[1]
+        rows = self.folder.read_metrics()
+        return verdict.judge(
+            spread=collapse.normalised_std(projections),
+            effective_rank=collapse.effective_rank(projections),
+            width=min(projections.shape),
+            knn=found["backbone_online"].knn if found else None,
+            untrained_knn=found["untrained"].knn if found else None,
+            losses=[(row["step"], row["loss"]) for row in rows if "loss" in row],
+            timing=self.folder.read_timing(),
+        )
+
+    def _pictures(self, train: ImageSet, queries: ImageSet) -> list[list[str]] | None:
+        """Save a sheet of views and one of nearest neighbours; returns the names beneath the latter."""
+        subject = self.subject
+        bank = train.subset(random_subset(len(train), PICTURE_BANK, self.seed))
+        asked = queries.subset(random_subset(len(queries), PICTURES, self.seed + 1))
+        count = NEIGHBOURS + (queries is train)
+        _, index = nearest(subject.features(bank)[0], subject.features(asked)[0], count)
+        index = index[:, -NEIGHBOURS:]  # among its own set, an image is its own nearest
+        shown, sources = self._plain(asked), self._plain(bank)
+        neighbours = torch.cat([shown[:, None], sources[index]], dim=1)
+        draws = generator(self.setup.config.seed, "pictures")
+        views = self.setup.augment(asked.images.to(subject.execution.device), draws, asked.aspect)
+        plain = [denormalise(view, subject.mean, subject.std).cpu() for view in views]
+        self.folder.save_pictures(torch.stack([shown, *plain], dim=1), neighbours)
+        if asked.labels is None or bank.labels is None or train.classes is None:
+            return None
+        labels = torch.cat([asked.labels[:, None], bank.labels[index]], dim=1)
+        return [[train.classes[label] for label in row] for row in labels.tolist()]
+
+    def _plain(self, images: ImageSet) -> Tensor:
+        subject = self.subject
+        views = evaluate_view(
+            images.images, size=subject.size, mean=subject.mean, std=subject.std, aspect=images.aspect
+        )
+        return denormalise(views, subject.mean, subject.std)
+
+    def _example(self, count: int) -> Tensor:
+        channels, size = self.setup.data.train.images.shape[1], self.subject.size
+        images = torch.zeros(count, channels, size, size, device=self.subject.execution.device)
+        return self.subject.execution.images(images)
+
+    def _speed(self) -> dict[str, float]:
+        """Images a second (median of the log rows), and seconds of training in all sessions of the run."""
+        timing, seconds, last = self.folder.read_timing(), 0.0, 0
+        for row in timing:
+            seconds += (row["step"] - last) * self.setup.config.batch_size / row["images_per_second"]
+            last = row["step"]
+        rate = median(row["images_per_second"] for row in timing) if timing else 0.0
+        return {"images_per_second": rate, "seconds": seconds}
+
+    def _last(self, key: str) -> float | None:
+        return next((row[key] for row in reversed(self.folder.read_metrics()) if key in row), None)
+
+
+def judging_seed(seed: int) -> int:
+    """The seed of splits made for judging a run of `seed`."""
+    return derive(seed, "judging") % 2**31
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
+
+
+def versions() -> dict[str, str]:
+    """What the run was computed with."""
+    found = {"python": platform.python_version(), "tailfin": tailfin.__version__}
+    return found | {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
+
+
+def _labels(images: ImageSet) -> Tensor:
+    if images.labels is None:
+        raise ValueError("these images have no labels to judge with")
+    return images.labels

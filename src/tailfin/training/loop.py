@@ -1,0 +1,242 @@
+"""The loop over steps: logs, validation, checkpoints, and stopping in good order."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tailfin.errors import UserError
+from tailfin.training import checkpoint
+from tailfin.training import config as settings
+from tailfin.training.feed import Feed
+from tailfin.training.folder import Log, RunFolder
+from tailfin.training.setup import Setup, fingerprint
+from tailfin.training.step import Step
+
+LOG_STEPS = 10
+"""Steps between log rows: reading a loss makes the host wait for the device."""
+
+
+class Progress(Protocol):
+    """What the loop tells while it runs."""
+
+    def step(
+        self, step: int, loss: float, images_per_second: float, data_wait: float, knn: float | None
+    ) -> None:
+        """After each log row."""
+
+
+class Stopped(Exception):
+    """The user asked to stop; everything is saved."""
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step, self.signal = step, number
+
+
+class Diverged(Exception):
+    """The loss is not finite: what, where and since when."""
+
+
+@dataclass
+class State:
+    """What the loop carries from step to step, beside weights.
+
+    Attributes:
+        step: Steps taken.
+        losses: Losses since the last log row.
+        knn: The latest validation accuracy in percent.
+    """
+
+    step: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    knn: float | None = None
+
+
+class Loop:
+    """Runs a `Setup` to its last step in a run folder, from its checkpoint where there is one.
+
+    Args:
+        setup: What to train.
+        folder: Where to keep it.
+        validate: Gives the validation accuracy, looked at `knn_evaluations` times.
+
+    Raises:
+        UserError: The folder's checkpoint is damaged or belongs to other settings or other data.
+    """
+
+    def __init__(self, setup: Setup, folder: RunFolder, validate: Callable[[], float] | None) -> None:
+        self.setup, self.folder, self.validate = setup, folder, validate
+        self.train_step = Step(setup)
+        self.state = State()
+        lengths = self._restore() if folder.checkpoint.exists() else {"metrics": 0, "timing": 0}
+        self.metrics = Log(folder.metrics, lengths["metrics"])
+        self.timing = Log(folder.timing, lengths["timing"])
+        self._evaluations = (
+            _spread(setup.config.epochs, setup.config.knn_evaluations) if validate else frozenset()
+        )
+
+    def run(self, progress: Progress) -> None:
+        """Train to the end, telling `progress` after each log row.
+
+        Raises:
+            Stopped: On SIGINT or SIGTERM, after saving.
+            Diverged: At a loss that is not finite; the last checkpoint is from before.
+        """
+        setup, state = self.setup, self.state
+        feed = Feed(
+            setup.data.train,
+            batch_size=setup.config.batch_size,
+            seed=setup.config.seed,
+            device=setup.execution.device,
+        )
+        saved = since = time.perf_counter()
+        waited, counted = 0.0, 0
+        with _catch_signals() as caught:
+            for batch in feed.batches(state.step, setup.total_steps):
+                state.losses.append(self.train_step(batch, state.step))
+                state.step += 1
+                waited, counted = waited + batch.waited, counted + 1
+                epoch_ends = state.step % setup.steps_per_epoch == 0
+                if state.step % LOG_STEPS == 0 or epoch_ends:
+                    loss = self._log()
+                    now = time.perf_counter()
+                    rate, wait = counted * setup.config.batch_size / (now - since), waited / (now - since)
+                    self.timing.write({"step": state.step, "images_per_second": rate, "data_wait": wait})
+                    if epoch_ends:
+                        self._evaluate()
+                    progress.step(state.step, loss, rate, wait, state.knn)
+                    since, waited, counted = time.perf_counter(), 0.0, 0
+                due = time.perf_counter() - saved > 60 * setup.config.checkpoint_minutes
+                if epoch_ends or due or caught:
+                    self._save()
+                    saved = time.perf_counter()
+                if caught and state.step < setup.total_steps:
+                    raise Stopped(state.step, caught[0])
+        self.metrics.close()
+        self.timing.close()
+
+    def _log(self) -> float:
+        """Write the row of the steps since the last one; returns their mean loss."""
+        setup, state = self.setup, self.state
+        losses = torch.stack(state.losses).double().cpu()
+        self._check_finite(losses)
+        state.losses.clear()
+        row: dict[str, Any] = {
+            "step": state.step,
+            "epoch": round(state.step / setup.steps_per_epoch, 4),
+            "loss": float(losses.mean()),
+            "lr": self.train_step.learning_rate(state.step - 1),
+        }
+        placed = setup.encoder.placement.placed
+        if placed:
+            row["decay"] = setup.encoder.decays[placed[-1]](state.step - 1)
+        self.metrics.write(row)
+        return float(row["loss"])
+
+    def _evaluate(self) -> None:
+        setup, state = self.setup, self.state
+        epoch = state.step // setup.steps_per_epoch
+        if self.validate is None or epoch not in self._evaluations:
+            return
+        state.knn = self.validate()
+        setup.encoder.train()
+        setup.method.train()
+        self.metrics.write({"step": state.step, "epoch": epoch, "knn": state.knn})
+
+    def _check_finite(self, losses: Tensor) -> None:
+        bad = (~losses.isfinite()).nonzero().flatten()
+        if not len(bad):
+            return
+        first = self.state.step - len(losses) + int(bad[0])
+        setup = self.setup
+        broken = [
+            name
+            for name in setup.encoder.names
+            if not all(bool(p.isfinite().all()) for p in setup.encoder.part(name).parameters())
+        ]
+        where = f"weights that are not finite: {', '.join(broken)}" if broken else "all weights are finite"
+        before = losses[losses.isfinite()]
+        last = f"{float(before[-1]):.4g}" if len(before) else "in an earlier row of metrics.jsonl"
+        rate = self.train_step.learning_rate(first)
+        raise Diverged(
+            f"the loss is {float(losses[int(bad[0])])} since step {first + 1} (epoch "
+            f"{first / setup.steps_per_epoch:.2f}) at learning rate {rate:.4g}; {where}; "
+            f"last finite loss {last}. Lower --lr or set --clip-grad"
+        )
+
+    def _save(self) -> None:
+        setup, state = self.setup, self.state
+        losses = torch.stack(state.losses).cpu() if state.losses else torch.empty(0)
+        if not bool(losses.isfinite().all()):
+            self._check_finite(losses.double())
+        tensors = {
+            **checkpoint.module_tensors("encoder", setup.encoder),
+            **checkpoint.module_tensors("method", setup.method),
+            **checkpoint.optimizer_tensors(self.train_step.optimizer),
+            "losses": losses,
+        }
+        lengths = {"metrics": self.metrics.sync(), "timing": self.timing.sync()}
+        progress = {
+            "step": state.step,
+            "knn": state.knn,
+            "lengths": lengths,
+            "config": settings.as_dict(setup.config),
+            "data": fingerprint(setup.data.train),
+            "images": len(setup.data.train),
+            "channels": setup.data.train.images.shape[1],
+            "mean": setup.data.mean,
+            "std": setup.data.std,
+        }
+        checkpoint.save(self.folder.checkpoint, tensors, progress)
+
+    def _restore(self) -> dict[str, int]:
+        setup = self.setup
+        held = checkpoint.load(self.folder.checkpoint)
+        where = str(self.folder.checkpoint)
+        changed = settings.differences(settings.from_dict(held.progress["config"], where), setup.config)
+        if changed:
+            raise UserError(f"{where} belongs to other settings: {'; '.join(changed)}")
+        if held.progress["data"] != fingerprint(setup.data.train):
+            raise UserError(f"{where} was trained on other images than {setup.config.data!r} holds now")
+        checkpoint.load_module("encoder", setup.encoder, held.tensors)
+        checkpoint.load_module("method", setup.method, held.tensors)
+        checkpoint.load_optimizer(self.train_step.optimizer, held.tensors)
+        self.state = State(held.progress["step"], list(held.tensors["losses"]), held.progress["knn"])
+        lengths: dict[str, int] = held.progress["lengths"]
+        return lengths
+
+
+def _spread(epochs: int, times: int) -> frozenset[int]:
+    """Epochs, counted from 1, after which to evaluate: evenly spread, the last one included."""
+    times = min(times, epochs)
+    return frozenset(math.ceil(epochs * (i + 1) / times) for i in range(times))
+
+
+@contextmanager
+def _catch_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+    caught: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+        if len(caught) > 1:
+            raise KeyboardInterrupt
+
+    try:
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are the caller's business
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,71 @@
+"""What a person sees of a running training: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+QUIET_SECONDS = 10.0
+"""Least time between plain lines."""
+
+
+class Lines:
+    """Plain lines, at most one every ten seconds and one at the end."""
+
+    def __init__(self, first: int, total: int, say: Callable[[str], None] = print) -> None:
+        self.first, self.total, self.say = first, total, say
+        self._start = self._last = time.monotonic()
+
+    def step(
+        self, step: int, loss: float, images_per_second: float, data_wait: float, knn: float | None
+    ) -> None:
+        """After each log row."""
+        now = time.monotonic()
+        if now - self._last < QUIET_SECONDS and step < self.total:
+            return
+        self._last = now
+        left = (now - self._start) / max(1, step - self.first) * (self.total - step)
+        judged = "" if knn is None else f"  kNN {knn:.1f} %"
+        self.say(
+            f"step {step}/{self.total}  loss {loss:.4f}  {images_per_second:.0f} images/s  "
+            f"data wait {100 * data_wait:.0f} %{judged}  left {timedelta(seconds=round(left))}"
+        )
+
+    def close(self) -> None:
+        """Nothing to tidy up."""
+
+
+class Bar:
+    """A progress bar by rich."""
+
+    def __init__(self, first: int, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task("training", total=total, completed=first, note="")
+        self._bar.start()
+
+    def step(
+        self, step: int, loss: float, images_per_second: float, data_wait: float, knn: float | None
+    ) -> None:
+        """After each log row."""
+        judged = "" if knn is None else f"  kNN {knn:.1f} %"
+        note = f"loss {loss:.4f}  {images_per_second:.0f} images/s  data wait {100 * data_wait:.0f} %{judged}"
+        self._bar.update(self._task, completed=step, note=note)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.stop()
+
+
+def best(first: int, total: int) -> Bar | Lines:
+    """A bar where standard output is a terminal, else lines."""
+    import sys
+
+    return Bar(first, total) if sys.stdout.isatty() else Lines(first, total)

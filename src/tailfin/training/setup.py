@@ -1,0 +1,187 @@
+"""From settings to everything a run needs: data, views, encoder, method; what was left open is chosen here."""
+
+import zlib
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from tailfin import backbones, methods
+from tailfin.data.load import load
+from tailfin.data.types import Dataset, ImageSet
+from tailfin.errors import UserError, unknown
+from tailfin.methods.base import Method
+from tailfin.momentum import Decay, MomentumEncoder, split
+from tailfin.momentum.placement import PROJECTOR, Placement
+from tailfin.training.config import Config
+from tailfin.training.device import Execution, fastest, find_device
+from tailfin.training.seeds import derive
+from tailfin.views.augment import Augment
+
+LARGEST_KEPT_SIDE = 96
+"""Images of one size up to this side (pixels) are viewed at their own size."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run ready to go.
+
+    Attributes:
+        config: Settings with nothing left open but what means "no limit".
+        data: The images.
+        encoder: Both branches.
+        method: Loss and heads.
+        augment: The views.
+        execution: Device, precision, memory format.
+        steps_per_epoch: Optimizer steps an epoch; the last, incomplete batch is left out.
+    """
+
+    config: Config
+    data: Dataset
+    encoder: MomentumEncoder
+    method: Method
+    augment: Augment
+    execution: Execution
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.config.epochs
+
+
+def load_data(config: Config, device: torch.device) -> Dataset:
+    """The images that `config` names."""
+    size = config.image_size or (224 if device.type == "cuda" else 64)
+    return load(
+        config.data,
+        image_size=size,
+        limit=config.limit,
+        seed=config.seed,
+        tolerate=config.tolerate,
+        cache=Path(config.cache).expanduser() if config.cache else None,
+        workers=config.workers,
+    )
+
+
+def prepare(config: Config, data: Dataset | None = None) -> Setup:
+    """Load data and build everything; choose what `config` leaves open.
+
+    Args:
+        config: Settings.
+        data: Already loaded images, or None to load them.
+
+    Raises:
+        UserError: Settings that do not fit each other or the data.
+    """
+    method_type = methods.load(config.method)
+    device = find_device(config.device)
+    if data is None:
+        data = load_data(config, device)
+    config = _resolved(config, method_type, data.train, device)
+    steps = len(data.train) // config.batch_size
+    if steps == 0:
+        raise UserError(
+            f"--batch-size {config.batch_size} is larger than the {len(data.train)} training images of "
+            f"{config.data!r}"
+        )
+    size, channels = cast(int, config.image_size), data.train.images.shape[1]
+    encoder, method = build(config, method_type, channels, len(data.train), steps * config.epochs)
+    sample = data.train.images[: min(16, len(data.train))].float().div(255)
+    example = nn.functional.interpolate(sample, size=(size, size))
+    execution = fastest(
+        encoder.parts, example, device, precision=config.precision, memory_format=config.memory_format
+    )
+    config = replace(config, precision=execution.precision, memory_format=execution.memory_format)
+    execution.place(encoder)
+    method.to(device)
+    augment = Augment(_views(method_type.recipe.views)(size), size=size, mean=data.mean, std=data.std)
+    return Setup(config, data, encoder, method, augment, execution, steps)
+
+
+def build(
+    config: Config, method_type: type[Method], channels: int, images: int, total_steps: int
+) -> tuple[MomentumEncoder, Method]:
+    """The encoder and the method with initial weights that follow from the seed alone.
+
+    Args:
+        config: Resolved settings.
+        method_type: The class of `config.method`.
+        channels: Of the images.
+        images: Size of the training set.
+        total_steps: Length of the decay's schedule.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(config.seed, "weights"))
+        size = cast(int, config.image_size)
+        parts = split(backbones.create(cast(str, config.backbone), image_size=size, channels=channels))
+        with torch.no_grad():
+            parts.eval()
+            features = int(parts(torch.zeros(1, channels, size, size)).shape[1])
+            parts.train()
+        method = _method(method_type, config, features, images)
+        projector = method.projector(features)
+    placement = Placement.parse(config.momentum, (*parts.names, PROJECTOR))
+    if placement.shares_gradient and method_type.stop_gradient:
+        # Without momentum, a method whose target never had a gradient is itself with decay 0.
+        placement = Placement.parse("stopgrad", placement.names)
+    decay = Decay(cast(float, config.decay), config.decay_end, max(1, total_steps))
+    encoder = MomentumEncoder(
+        parts,
+        projector=projector,
+        placement=placement,
+        decay=decay,
+        buffers=config.buffers,
+        through=config.through,
+    )
+    return encoder, method
+
+
+def fingerprint(images: ImageSet) -> str:
+    """Tells one training set from another: shape, and a checksum of 256 images spread over it."""
+    step = max(1, len(images) // 256)
+    content = images.images[::step][:256].contiguous().numpy().tobytes()
+    return f"{'x'.join(map(str, images.images.shape))}-{zlib.crc32(content):08x}"
+
+
+def _resolved(config: Config, method_type: type[Method], images: ImageSet, device: torch.device) -> Config:
+    recipe = method_type.recipe
+    height, width = images.images.shape[-2:]
+    # Data loading has squashed what was not small and of one size to a canvas, and then kept the aspects.
+    own = images.aspect is None and max(height, width) <= LARGEST_KEPT_SIDE
+    size = config.image_size or (min(height, width) if own else 224 if device.type == "cuda" else 64)
+    decay = recipe.decay if config.decay is None else config.decay
+    published_end = recipe.decay_end if config.decay is None else decay
+    warmup = min(recipe.warmup_epochs, config.epochs / 10)
+    return replace(
+        config,
+        momentum=recipe.placement if config.momentum == "published" else config.momentum,
+        decay=decay,
+        decay_end=published_end if config.decay_end is None else config.decay_end,
+        backbone=config.backbone or ("resnet18" if device.type == "cuda" else backbones.NARROW),
+        image_size=size,
+        optimizer=config.optimizer or recipe.optimizer,
+        lr=recipe.lr if config.lr is None else config.lr,
+        weight_decay=recipe.weight_decay if config.weight_decay is None else config.weight_decay,
+        warmup_epochs=warmup if config.warmup_epochs is None else config.warmup_epochs,
+        device=str(device),
+    )
+
+
+def _method(method_type: type[Method], config: Config, features: int, images: int) -> Method:
+    options: dict[str, Any] = {**method_type.defaults(features, images)}
+    for name, value in config.method_options.items():
+        if name not in options:
+            raise unknown("method option", name, options, where=f"--method-options of {config.method}")
+        options[name] = type(options[name])(value)
+    try:
+        return method_type(**options)
+    except ValueError as error:
+        raise UserError(f"--method-options of {config.method}: {error}") from None
+
+
+def _views(name: str) -> Any:
+    return getattr(import_module("tailfin.views.recipes"), name)

@@ -1,0 +1,70 @@
+"""One optimizer step: views, both branches, loss, backward, optimizer, momentum update, in this order."""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from tailfin.training import optimizers
+from tailfin.training.feed import Batch
+from tailfin.training.seeds import derive, generator
+from tailfin.training.setup import Setup
+
+
+class Step:
+    """Trains a `Setup`; calling it takes one step and gives the loss, without waiting for the device.
+
+    Attributes:
+        optimizer: Over the online branch and the method's heads.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        config, recipe = setup.config, setup.method.recipe
+        self.setup = setup
+        published = config.optimizer == recipe.optimizer
+        self.peak = cast(float, config.lr) * config.batch_size / 256
+        self.optimizer = optimizers.build(
+            config.optimizer or recipe.optimizer,
+            (setup.encoder, setup.method),
+            lr=self.peak,
+            weight_decay=cast(float, config.weight_decay),
+            momentum=recipe.momentum,
+            trust_coefficient=recipe.trust_coefficient if published else None,
+            clip=recipe.clip and published,
+        )
+        self.warmup = round(cast(float, config.warmup_epochs) * setup.steps_per_epoch)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        setup.encoder.train()
+        setup.method.train()
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step number `step`, counted from 0."""
+        return optimizers.learning_rate(
+            step, peak=self.peak, warmup=self.warmup, total=self.setup.total_steps
+        )
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        """Take step number `step` on `batch`; returns the mean loss of its micro-batches, a detached scalar."""
+        setup, config = self.setup, self.setup.config
+        # Dropout draws from torch's own generator: seeding it each step leaves no state to keep.
+        torch.manual_seed(derive(config.seed, "step", step))
+        draws = generator(config.seed, "views", step)
+        optimizers.set_learning_rate(self.optimizer, self.learning_rate(step))
+        losses = []
+        micro = config.batch_size // config.accumulate
+        for start in range(0, config.batch_size, micro):
+            part = slice(start, start + micro)
+            aspect = None if batch.aspect is None else batch.aspect[part]
+            views = setup.augment(batch.images[part], draws, aspect)
+            with setup.execution.autocast():
+                online, target = setup.encoder([setup.execution.images(view) for view in views])
+                loss = setup.method.loss(online, target)
+            (loss / config.accumulate).backward()
+            losses.append(loss.detach())
+        if config.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        setup.encoder.update()
+        setup.method.after_step()
+        return torch.stack(losses).mean()

@@ -1,0 +1,82 @@
+"""The table of methods and what holds for each of them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from tailfin import methods
+from tailfin.branch import Branch
+from tailfin.errors import UserError
+
+every = pytest.mark.parametrize("name", methods.names())
+
+
+def test_a_misspelt_method_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown method 'simcrl'.*did you mean 'simclr'"):
+        methods.load("simcrl")
+
+
+def test_listing_methods_does_not_import_torch() -> None:
+    code = "import sys, tailfin.methods as m; m.names(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@every
+def test_published_widths_from_512_features_and_proportional_ones_below(name: str) -> None:
+    cls = methods.load(name)
+    assert cls.widths(512) == (cls.recipe.hidden, cls.recipe.out)
+    assert cls.widths(2048) == (cls.recipe.hidden, cls.recipe.out)
+    assert cls.widths(128) == (512, 128)
+
+
+@every
+def test_projector_has_the_widths_and_the_normalisation_of_its_recipe(name: str) -> None:
+    cls = methods.load(name)
+    projector = cls(hidden=12, out=5).projector(7)
+    linears = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linears] == [(7, 12), (12, 5)]
+    normalised = any(isinstance(layer, nn.BatchNorm1d) for layer in projector.modules())
+    assert normalised == cls.recipe.batch_norm == (name == "byol")
+
+
+@every
+def test_recipe_is_coherent(name: str) -> None:
+    cls = methods.load(name)
+    recipe = cls.recipe
+    assert (recipe.trust_coefficient is not None) == (recipe.optimizer == "lars")
+    assert cls.stop_gradient == (recipe.placement != "none")
+    assert 0 < recipe.decay <= recipe.decay_end <= 1
+
+
+@every
+@pytest.mark.parametrize("detached", [True, False])
+def test_thirty_steps_pull_the_views_of_a_sample_together(name: str, detached: bool) -> None:
+    torch.manual_seed(0)
+    cls = methods.load(name)
+    options = {"queue_size": 64} if name == "mocov2plus" else {}
+    method = cls(hidden=32, out=16, **options)
+    encoder = method.projector(10)
+    optimizer = torch.optim.SGD([*encoder.parameters(), *method.parameters()], lr=0.2, momentum=0.9)
+    samples = torch.randn(24, 10)
+    noise = torch.Generator().manual_seed(1)
+
+    def views() -> Branch:
+        outputs = tuple(encoder(samples + 0.5 * torch.randn(24, 10, generator=noise)) for _ in range(2))
+        return Branch(outputs, outputs)
+
+    def agreement() -> float:
+        with torch.no_grad():
+            first, second = views().projections
+            return float(nn.functional.cosine_similarity(first, second).mean())
+
+    before = agreement()
+    for _ in range(30):
+        online = views()
+        optimizer.zero_grad()
+        method.loss(online, online.detach() if detached else online).backward()
+        optimizer.step()
+        method.after_step()
+    assert agreement() > before
