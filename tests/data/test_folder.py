@@ -120,10 +120,17 @@ def test_a_folder_without_images_says_what_it_looked_for(folder, name):
 
 def huge(width, height):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 def shade(index):
@@ -132,7 +139,10 @@ def shade(index):
 
 
 def test_two_thousand_mixed_images_of_which_twenty_are_broken(folder):
-    suffixes, kinds = ("png", "jpg", "webp", "bmp", "gif", "tiff"), ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+    suffixes, kinds = (
+        ("png", "jpg", "webp", "bmp", "gif", "tiff"),
+        ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"),
+    )
     sizes = ((40, 30), (30, 40), (64, 64), (21, 57), (90, 33))
     broken = {}
     for i in range(2000):

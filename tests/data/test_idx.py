@@ -14,7 +14,11 @@ from tailfin.errors import UserError
 
 
 def idx(array, kind=0x08):
-    return struct.pack(">BBBB", 0, 0, kind, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        struct.pack(">BBBB", 0, 0, kind, array.ndim)
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
 def pixels(count, seed=0):

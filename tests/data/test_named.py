@@ -52,6 +52,8 @@ def test_without_a_network_the_folder_is_named(name, monkeypatch, tmp_path, caps
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
-    with pytest.raises(UserError, match=f"^{name}: not found and not downloaded .*put .* into {tmp_path}/downloads"):
+    with pytest.raises(
+        UserError, match=f"^{name}: not found and not downloaded .*put .* into {tmp_path}/downloads"
+    ):
         load(name, cache=tmp_path)
     assert socket.getdefaulttimeout() is None

@@ -75,7 +75,10 @@ def test_the_image_column_is_found_by_its_type(folder, kind):
     if kind == "named img":
         columns = {"mask": [b"x", b"y"], "img": values}
     else:
-        columns = {"id": [1, 2], "content": pa.array(values, pa.large_binary() if kind == "large" else pa.binary())}
+        columns = {
+            "id": [1, 2],
+            "content": pa.array(values, pa.large_binary() if kind == "large" else pa.binary()),
+        }
     file = folder.root / "x.parquet"
     pq.write_table(pa.table(columns), file)
     data = load(str(file))
@@ -85,7 +88,9 @@ def test_the_image_column_is_found_by_its_type(folder, kind):
 @pytest.mark.parametrize("dictionary", [False, True])
 def test_string_labels_become_sorted_classes(folder, dictionary):
     labels = pa.array(["pear", "fig", "pear", "fig"])
-    file = write(folder.root / "x.parquet", [1, 2, 3, 4], folder, labels.dictionary_encode() if dictionary else labels)
+    file = write(
+        folder.root / "x.parquet", [1, 2, 3, 4], folder, labels.dictionary_encode() if dictionary else labels
+    )
     listing = list_parquet(file)
     assert (listing.classes, listing.labels.tolist()) == (("fig", "pear"), [1, 0, 1, 0])
 
@@ -154,8 +159,14 @@ def test_a_damaged_row_is_skipped_by_name(folder):
     [
         (lambda p, f: p.write_bytes(b"PAR1 nonsense"), "not readable as Parquet"),
         (lambda p, f: p.write_bytes(write(p, [1] * 50, f).read_bytes()[:-9]), "not readable as Parquet"),
-        (lambda p, f: pq.write_table(pa.table({"x": [1], "text": ["a"]}), p), r"columns: x \(int64\), text \(string\)"),
-        (lambda p, f: write(p, [1, 2], f, [0, 5], ["cat", "dog"]), r"'label' holds 5, but there are 2 class names"),
+        (
+            lambda p, f: pq.write_table(pa.table({"x": [1], "text": ["a"]}), p),
+            r"columns: x \(int64\), text \(string\)",
+        ),
+        (
+            lambda p, f: write(p, [1, 2], f, [0, 5], ["cat", "dog"]),
+            r"'label' holds 5, but there are 2 class names",
+        ),
         (lambda p, f: write(p, [1, 2], f, [0, -1], ["cat", "dog"]), "1 rows have no 'label'"),
         (lambda p, f: write(p, [1, 2], f, ["a", None]), "1 rows have no 'label'"),
     ],

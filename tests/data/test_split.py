@@ -19,7 +19,9 @@ def test_validation_split_is_a_stratified_partition(labels, fraction, seed):
     for label in labels.unique():
         size, taken = int((labels == label).sum()), int((labels[held] == label).sum())
         assert taken == min(max(1, round(fraction * size)), size - 1)
-    assert all(torch.equal(a, b) for a, b in zip((fit, held), validation_split(labels, fraction, seed), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip((fit, held), validation_split(labels, fraction, seed), strict=True)
+    )
 
 
 def test_another_seed_gives_another_split():

@@ -36,12 +36,20 @@ def test_memory_stays_bounded():
         "channel_statistics(images[:10]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "channel_statistics(images); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    grown = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
     assert grown < 200 * 1024
 
 
 def test_subset_picks_labels_and_aspects_along():
     images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1)
-    part = ImageSet(images, torch.tensor([5, 6, 7, 8]), tuple("abcdefghi"), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    part = ImageSet(
+        images, torch.tensor([5, 6, 7, 8]), tuple("abcdefghi"), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    )
     part = part.subset(torch.tensor([3, 1]))
-    assert (part.images.flatten().tolist(), part.labels.tolist(), part.aspect.tolist()) == ([3, 1], [8, 6], [4, 2])
+    assert (part.images.flatten().tolist(), part.labels.tolist(), part.aspect.tolist()) == (
+        [3, 1],
+        [8, 6],
+        [4, 2],
+    )

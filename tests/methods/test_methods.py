@@ -27,9 +27,23 @@ def test_listing_methods_does_not_import_torch() -> None:
 @every
 def test_published_widths_from_512_features_and_proportional_ones_below(name: str) -> None:
     cls = methods.load(name)
-    assert cls.widths(512) == (cls.recipe.hidden, cls.recipe.out)
-    assert cls.widths(2048) == (cls.recipe.hidden, cls.recipe.out)
-    assert cls.widths(128) == (512, 128)
+    published = {"hidden": cls.recipe.hidden, "out": cls.recipe.out}
+    for features, want in ((512, published), (2048, published), (128, {"hidden": 512, "out": 128})):
+        assert cls.defaults(features, 50_000).items() >= want.items()
+
+
+@every
+def test_defaults_are_what_the_constructor_takes(name: str) -> None:
+    cls = methods.load(name)
+    method = cls(**cls.defaults(32, 1000))  # type: ignore[arg-type]
+    assert (method.hidden, method.out) == (128, 128)
+    with pytest.raises(TypeError):
+        cls(**cls.defaults(32, 1000), nonsense=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("images", "want"), [(1_000_000, 32768), (50_000, 8192), (20_000, 2048), (3, 1)])
+def test_queue_holds_at_most_a_fifth_of_the_images(images: int, want: int) -> None:
+    assert methods.load("mocov2plus").defaults(512, images)["queue_size"] == want
 
 
 @every

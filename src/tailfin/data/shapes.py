@@ -163,8 +163,9 @@ def _colours(count: int, generator: torch.Generator) -> Tensor:
     gap = _uniform(generator, count, _COPIES, 1, low=_GAP[0], high=_GAP[1])
     sign = torch.rand(count, _COPIES, 1, generator=generator) < 0.5
     ink = torch.where(sign, level - gap, level + gap)
-    hue = _uniform(generator, count, 1 + _COPIES, 3, low=-_HUE, high=_HUE)
-    return (torch.cat([level, ink], dim=1) + hue - hue.mean(dim=2, keepdim=True)).clamp_(0, 1)
+    hue = _uniform(generator, count, _COPIES, 3, low=-_HUE, high=_HUE)
+    ink = ink + hue - hue.mean(dim=2, keepdim=True)
+    return torch.cat([level.expand(-1, -1, 3), ink], dim=1).clamp_(0, 1)
 
 
 def _texture(count: int, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

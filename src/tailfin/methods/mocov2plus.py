@@ -62,11 +62,12 @@ class MoCoV2Plus(Method):
 
     @classmethod
     def defaults(cls, in_features: int, images: int) -> dict[str, float]:
-        """As in `Method`; the queue is the published one, but at most a fifth of the images, in powers of two.
+        """As in `Method`; the queue is the published one where the images are 50,000, as CIFAR's.
 
-        Keys older than an epoch would be keys of the batch's own images.
+        It is the largest power of two within two thirds of the images: a queue longer than an epoch would hold
+        keys of the batch's own images.
         """
-        largest = 2 ** max(0, (images // 5).bit_length() - 1)
+        largest = 2 ** ((2 * images // 3).bit_length() - 1) if images > 1 else 1
         values = super().defaults(in_features, images)
         return {**values, "queue_size": min(int(values["queue_size"]), largest)}
 

@@ -1,0 +1,44 @@
+"""Where and how to compute."""
+
+import pytest
+import torch
+from torch import nn
+
+from tailfin.errors import UserError
+from tailfin.training import device
+from tailfin.training.device import Execution, fastest, find_device
+
+
+def test_wrong_devices_are_named() -> None:
+    with pytest.raises(UserError, match="unknown --device 'gpu'"):
+        find_device("gpu")
+    with pytest.raises(UserError, match="'mps' is not supported"):
+        find_device("mps")
+    with pytest.raises(UserError, match="'cuda:99' is not on this machine"):
+        find_device("cuda:99")
+
+
+def test_the_fastest_is_chosen_by_time_and_the_lower_precision_has_to_earn_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, example, cpu = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), torch.device("cpu")
+
+    def choose(seconds: dict[tuple[str, str], float], **given: object) -> tuple[str, str]:
+        monkeypatch.setattr(device, "_seconds", lambda e, *_: seconds[e.precision, e.memory_format])
+        chosen = fastest(model, example, cpu, **given)  # type: ignore[arg-type]
+        return chosen.precision, chosen.memory_format
+
+    amx = {("fp32", "contiguous"): 4.0, ("fp32", "channels_last"): 3.2, ("bf16", "contiguous"): 1.7}
+    assert choose({**amx, ("bf16", "channels_last"): 1.0}) == ("bf16", "channels_last")
+    near = {("fp32", "contiguous"): 1.0, ("fp32", "channels_last"): 0.8, ("bf16", "contiguous"): 0.75}
+    assert choose({**near, ("bf16", "channels_last"): 0.75}) == ("fp32", "channels_last")
+    assert choose({**amx, ("bf16", "channels_last"): 1.0}, precision="fp32") == ("fp32", "channels_last")
+
+
+def test_it_is_measured_without_touching_the_model() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    chosen = fastest(model, torch.randn(2, 3, 8, 8), torch.device("cpu"), repeats=1)
+    assert isinstance(chosen, Execution)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())

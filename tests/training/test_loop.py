@@ -1,0 +1,187 @@
+"""Training as a whole: exact resume, accumulation, and stopping in good order."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tailfin.data.types import Dataset
+from tailfin.errors import UserError
+from tailfin.training import checkpoint
+from tailfin.training.config import Config
+from tailfin.training.folder import RunFolder
+from tailfin.training.judging import Judge
+from tailfin.training.loop import Diverged, Loop, Stopped
+from tailfin.training.setup import prepare
+
+Make = Callable[..., Config]
+
+
+class Silent:
+    """Progress that asks for a stop after some step."""
+
+    def __init__(self, stop: int | None = None, number: int = signal.SIGTERM) -> None:
+        self.stop, self.number = stop, number
+
+    def step(self, step: int, *_: object) -> None:
+        if self.stop is not None and step >= self.stop:
+            os.kill(os.getpid(), self.number)
+
+
+def run(config: Config, data: Dataset, path: Path, stop: int | None = None) -> Loop:
+    path.mkdir(exist_ok=True)
+    setup, folder = prepare(config, data), RunFolder(path)
+    loop = Loop(setup, folder, Judge(setup, folder).validate)
+    loop.run(Silent(stop))
+    return loop
+
+
+def same_run(one: Path, other: Path) -> None:
+    first, second = (checkpoint.load(path / "checkpoint.safetensors") for path in (one, other))
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, value in first.tensors.items():
+        assert torch.equal(value, second.tensors[name]), name
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "momentum", "optimizer"),
+    [("simclr", "projector", "sgd"), ("byol", "all", "lars"), ("mocov2plus", "layer2,projector", "adamw")],
+)
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
+    method: str, momentum: str, optimizer: str, settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    config = settings(
+        method=method, momentum=momentum, optimizer=optimizer, lr=0.05, epochs=4, decay=0.9, decay_end=1.0
+    )
+    run(config, data, tmp_path / "whole")
+    for stop in (5, 15):
+        with pytest.raises(Stopped, match=f"stopped after step {stop}"):
+            run(config, data, tmp_path / "parts", stop)
+    run(config, data, tmp_path / "parts")
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_checkpoint_between_log_rows_keeps_the_losses(
+    settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    config = settings(batch_size=2, epochs=1, checkpoint_minutes=0.0)
+    run(config, data, tmp_path / "whole")
+    path = tmp_path / "parts"
+    path.mkdir()
+    setup = prepare(config, data)
+    loop = Loop(setup, RunFolder(path), None)
+    original = loop.train_step
+
+    def interrupted(batch: object, step: int) -> torch.Tensor:
+        if step == 14:
+            raise RuntimeError("killed")
+        return original(batch, step)  # type: ignore[arg-type]
+
+    loop.train_step = interrupted  # type: ignore[assignment]
+    loop.train_step.learning_rate = original.learning_rate  # type: ignore[attr-defined]
+    loop.train_step.optimizer = original.optimizer  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="killed"):
+        loop.run(Silent())
+    assert checkpoint.load(path / "checkpoint.safetensors").progress["step"] == 14
+    run(config, data, path)
+    same_run(tmp_path / "whole", path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.5}, {"momentum": "all"}, {"decay": 0.5}, {"seed": 1}, {"buffers": "ema"}]
+)
+def test_other_settings_are_refused(
+    change: dict[str, object], settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    """Runs that differ only in momentum are other runs too."""
+    run(settings(epochs=1), data, tmp_path)
+    name = "--" + next(iter(change))
+    with pytest.raises(UserError, match=f"belongs to other settings: {name} was .* and is now"):
+        run(settings(epochs=1, **change), data, tmp_path)
+
+
+def test_other_images_are_refused(settings: Make, data: Dataset, tmp_path: Path) -> None:
+    run(settings(epochs=1), data, tmp_path)
+    other = replace(data, train=replace(data.train, images=data.train.images.flip(0)))
+    with pytest.raises(UserError, match="was trained on other images"):
+        run(settings(epochs=1), other, tmp_path)
+
+
+def test_micro_batches_add_up_to_the_batch(settings: Make, data: Dataset, tmp_path: Path) -> None:
+    """Counted, since batch statistics and contrast differ: one momentum update and one learning rate a step."""
+    loop = run(settings(accumulate=4, epochs=1), data, tmp_path)
+    assert loop.setup.encoder.updates == loop.setup.total_steps == 5
+    queue = run(
+        settings(
+            accumulate=4,
+            epochs=1,
+            method="mocov2plus",
+            method_options={"hidden": 8, "out": 4, "queue_size": 64},
+        ),
+        data,
+        tmp_path / "queue",
+    )
+    assert int(queue.setup.method.enqueued) == 40  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    config = settings(epochs=2)
+    setup = prepare(config, data)
+    loop = Loop(setup, RunFolder(tmp_path), None)
+    original = setup.method.loss
+    calls = iter(range(100))
+
+    def broken(*branches: object) -> torch.Tensor:
+        return original(*branches) * (float("nan") if next(calls) >= 7 else 1.0)  # type: ignore[arg-type]
+
+    setup.method.loss = broken  # type: ignore[method-assign, assignment]
+    with pytest.raises(
+        Diverged, match=r"the loss is nan since step 8 \(epoch 1\.40\).*not finite: stem, layer1"
+    ):
+        loop.run(Silent())
+    held = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    assert held.progress["step"] == 5
+    assert all(bool(value.isfinite().all()) for value in held.tensors.values())
+
+
+def test_every_placement_trains(settings: Make, data: Dataset, tmp_path: Path) -> None:
+    for number, momentum in enumerate(
+        ("none", "stopgrad", "projector", "layer3:", ":layer2", "stem,projector", "all")
+    ):
+        for method in ("simclr", "byol", "mocov2plus"):
+            config = settings(method=method, momentum=momentum, epochs=1, lr=0.05)
+            loop = run(config, data, tmp_path / f"{number}-{method}")
+            rows = loop.folder.read_metrics()
+            assert [row["step"] for row in rows if "loss" in row] == [5]
+            assert ("decay" in rows[0]) == bool(loop.setup.encoder.placement.placed)
+            if momentum == "none":
+                # A method that never had a gradient through its target keeps to that.
+                assert loop.setup.encoder.placement.text == ("none" if method == "simclr" else "stopgrad")
+
+
+def test_published_defaults_are_resolved(settings: Make, data: Dataset) -> None:
+    config = prepare(settings(method="byol", momentum="published", optimizer=None, lr=None), data).config
+    assert (config.momentum, config.decay, config.decay_end) == ("all", 0.99, 1.0)
+    assert (config.optimizer, config.lr, config.weight_decay) == ("lars", 1.0, 1e-5)
+    assert config.warmup_epochs == pytest.approx(0.3)
+    assert config.image_size == 12
+    given = prepare(settings(method="byol", momentum="projector", decay=0.9), data).config
+    assert (given.decay, given.decay_end) == (0.9, 0.9)
+
+
+def test_wrong_combinations_are_named(settings: Make, data: Dataset) -> None:
+    with pytest.raises(UserError, match="--batch-size 64 is larger than the 40 training images"):
+        prepare(settings(batch_size=64), data)
+    with pytest.raises(UserError, match=r"unknown method option 'temprature'.*did you mean 'temperature'"):
+        prepare(settings(method_options={"temprature": 0.1}), data)
+    with pytest.raises(UserError, match="temperature"):
+        prepare(settings(method_options={"temperature": -1.0}), data)
+    with pytest.raises(UserError, match="unknown part 'layer5'"):
+        prepare(settings(momentum="layer5:"), data)
