@@ -71,7 +71,7 @@ def test_a_class_called_train_beside_others_is_a_class(folder):
 def test_a_test_class_unknown_to_training_names_the_nearest(folder):
     for name in ("train/cat/1.png", "train/dog/2.png", "test/dogs/3.png"):
         folder.put(name)
-    with pytest.raises(UserError, match="unknown class folder 'dogs'.*did you mean 'dog'"):
+    with pytest.raises(UserError, match=r"unknown class folder 'dogs'.*did you mean 'dog'"):
         list_folder(folder.root)
 
 
@@ -191,5 +191,5 @@ def test_more_broken_images_than_tolerated_stop_with_the_way_out(folder):
 
 def test_no_readable_image_stops_whatever_is_tolerated(folder):
     folder.put("0.png", b"")
-    with pytest.raises(UserError, match="none of 1 images can be read: 0.png: empty"):
+    with pytest.raises(UserError, match=r"none of 1 images can be read: 0.png: empty"):
         load(str(folder.root), tolerate=1.0)

@@ -80,15 +80,20 @@ def _by_split(folder: Path) -> tuple[list[Path], list[list[Path]]]:
     """Training files, and the candidates for the test split, best first."""
     splits: dict[str, list[Path]] = {}
     for file in find_files(folder):
-        match = _SPLIT.match(file.stem.lower()) or _SPLIT.match(file.parent.name.lower())
-        # The folder's own name says nothing of a split where it is the one that the user gave.
-        inside = match is not None and (match.string != file.parent.name.lower() or file.parent != folder)
-        splits.setdefault(match[1] if match is not None and inside else "", []).append(file)
+        splits.setdefault(_split_of(file, folder), []).append(file)
     train = splits.get("train") or splits.get("")
     if not train:
         known = ", ".join(sorted(splits))
         raise UserError(f"{folder}: no training split; found only: {known}; expected train-*.parquet")
     return train, [splits[name] for name in ("test", "validation", "valid", "val", "dev") if name in splits]
+
+
+def _split_of(file: Path, root: Path) -> str:
+    """The split that a file's name tells, or else its folder's, unless that is the folder which the user gave."""
+    match = _SPLIT.match(file.stem.lower())
+    if match is None and file.parent != root:
+        match = _SPLIT.match(file.parent.name.lower())
+    return "" if match is None else match[1]
 
 
 def _open(file: Path) -> pq.ParquetFile:

@@ -1,0 +1,311 @@
+"""The commands as a user types them: a run from images to report, wrong input, and being killed."""
+
+import html
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tailfin import cli
+from tailfin.backbones import narrow_resnet
+from tailfin.training import checkpoint
+
+TINY = (
+    "--backbone resnet10w2 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.5 --precision fp32 "
+    "--memory-format contiguous --device cpu --method-options hidden 16 out 8"
+).split()
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two classes of tiny PNG files."""
+    generator = torch.Generator().manual_seed(0)
+    for place in range(48):
+        name = ("plain", "square")[place % 2]
+        image = torch.randint(0, 160, (12, 12, 3), generator=generator, dtype=torch.uint8)
+        image[3:9, 3:9] += 90 * (place % 2)
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(tmp_path / "photos" / name / f"{place:03d}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def tailfin(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process; gives exit code, standard output and standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(word) for word in words])
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run
+
+
+def test_a_run_from_images_to_report(tailfin: Run, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, said, _ = tailfin("pretrain", "--data", photos, "--out", out, "--momentum", "layer4:", *TINY)
+    assert code == 0
+    assert "backbone online" in said
+    assert "layer4, projector" in said
+    result = json.loads((out / "result.json").read_text())
+    assert result["placement"] == "layer4:"
+    assert result["momentum_parts"] == ["layer4", "projector"]
+    assert 0 < result["target_cost"]["predicted"] < 0.5
+    assert result["target_cost"]["measured"] > 0
+    assert set(result["scores"]) == {
+        "backbone_online", "projector_online", "backbone_momentum", "projector_momentum", "untrained", "raw_pixels"
+    }  # fmt: skip
+    assert result["knn"] == result["scores"]["backbone_online"]["knn"]
+    assert result["images_per_second"] > 0
+    assert {"torch", "timm", "python", "tailfin"} <= set(result["versions"])
+    assert result["train_images"] + result["test_images"] == 48
+    page = (out / "report.html").read_text()
+    assert "layer4" in page
+    assert html.escape(result["verdict"]["words"]) in page
+
+    held = checkpoint.load(out / "checkpoint.safetensors").tensors
+    exported = load_file(out / "encoder.safetensors")
+    assert torch.equal(exported["conv1.weight"], held["encoder/parts.stem.0.weight"])
+    plain = narrow_resnet(2)
+    plain.load_state_dict(exported, strict=True)
+    slow = load_file(out / "encoder-momentum.safetensors")
+    assert torch.equal(slow["layer1.0.conv1.weight"], exported["layer1.0.conv1.weight"])
+    assert not torch.equal(slow["layer4.0.conv1.weight"], exported["layer4.0.conv1.weight"])
+
+    (out / "report.html").unlink()
+    assert tailfin("report", out)[0] == 0
+    assert (out / "report.html").read_text() == page
+    code, said, _ = tailfin("evaluate", out)
+    assert code == 0
+    row = next(line for line in said.splitlines() if line.startswith("backbone online"))
+    assert float(row.split()[2]) == pytest.approx(result["knn"], abs=0.06)
+    code, said, _ = tailfin("pretrain", "--resume", out)
+    assert (code, "is finished" in said) == (0, True)
+
+    again = tmp_path / "again"
+    assert tailfin("pretrain", "--config", out / "config.toml", "--out", again)[0] == 0
+    assert (again / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
+    assert torch.equal(load_file(again / "encoder.safetensors")["conv1.weight"], exported["conv1.weight"])
+
+
+def test_the_backbone_loads_into_plain_timm(tailfin: Run, photos: Path, tmp_path: Path) -> None:
+    options = list(TINY)
+    options[options.index("resnet10w2")] = "convnext_atto"
+    options[options.index("3")] = "1"
+    code, *_ = tailfin("pretrain", "--data", photos, "--out", tmp_path / "r", "--image-size", 32, *options)
+    assert code == 0
+    plain = timm.create_model("convnext_atto", num_classes=0)
+    plain.load_state_dict(load_file(tmp_path / "r" / "encoder.safetensors"), strict=True)
+
+
+def test_without_labels_it_trains_and_says_what_it_could_not_judge(
+    tailfin: Run, photos: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in photos.rglob("*.png"):
+        path.rename(flat / path.name)
+    code, said, _ = tailfin("pretrain", "--data", flat, "--out", tmp_path / "r", "--method", "byol", *TINY)
+    assert code == 0
+    assert "not judged: accuracy of kNN and linear probe: the images have no labels" in said
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert (result["knn"], result["linear"], result["scores"]) == (None, None, {})
+    assert "no labels" in (tmp_path / "r" / "report.html").read_text()
+    code, _, err = tailfin("evaluate", tmp_path / "r")
+    assert (code, "no labels to judge with" in err) == (2, True)
+    code, said, _ = tailfin("evaluate", tmp_path / "r", "--data", "shapes", "--limit", "100")
+    assert (code, "backbone momentum" in said) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["pretrian"],
+            "unknown command 'pretrian'; allowed: pretrain, evaluate, report, list; did you mean 'pretrain'",
+        ),
+        (["pretrain", "--method", "simcrl"], "unknown method 'simcrl'; allowed: .*did you mean 'simclr'"),
+        (["pretrain", "--momentum", "layer9:"], "unknown part 'layer9' in placement 'layer9:'"),
+        (["pretrain", "--momentum", "projektor"], "did you mean 'projector'"),
+        (["pretrain", "--backbone", "resnet19"], "unknown backbone 'resnet19' in --backbone; nearest"),
+        (["pretrain", "--backbone", "eva02_tiny_patch14_224"], "cannot split a Eva without a mapping"),
+        (["pretrain", "--data", "PHOTOS-"], r"no such path .*photos-' in --data.*did you mean .*photos'"),
+        (["pretrain", "--data", "cifar11"], "did you mean 'cifar10'"),
+        (
+            ["pretrain", "--data", "PHOTOS", "--batch-size", "64"],
+            "--batch-size 64 is larger than the 41 training",
+        ),
+        (["pretrain", "--decay", "1.5"], r"--decay is 1\.5; it must lie in \[0, 1\]"),
+        (["pretrain", "--epochz", "3"], "Unrecognized options: --epochz, 3; did you mean --epochs"),
+        (["pretrain", "--epochs", "many"], "--epochs: invalid literal for int"),
+        (["pretrain", "--buffers", "emma"], "invalid choice 'emma' for argument '--buffers'.*'ema'"),
+        (["pretrain", "--device", "gpu"], "unknown --device 'gpu'"),
+        (["pretrain", "--out", "/proc/run"], "cannot make the run folder /proc/run"),
+        (["pretrain", "--config", "none.toml"], "cannot read settings none.toml"),
+        (["pretrain", "--config", "a", "--resume", "b"], "exclude each other"),
+        (["pretrain", "--resume", "PHOTOS"], "no run at .*photos: the folder holds no config.toml"),
+        (["pretrain", "--resume", "nowhere"], "no run at nowhere: the folder does not exist"),
+        (["pretrain", "--momentum", "none", "--through"], "--through needs a part with momentum"),
+        (["evaluate"], "Missing from tailfin evaluate"),
+        (["evaluate", "nowhere"], "no run at nowhere"),
+        (["report", "nowhere"], "no run at nowhere"),
+        (["list", "placements", "--backbone", "resnet19"], "unknown backbone 'resnet19'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    tailfin: Run,
+    photos: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said, err = tailfin(*(word.replace("PHOTOS", str(photos)) for word in words))
+    assert code == 2
+    assert said == ""
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_a_run_folder_is_not_overwritten_and_resume_takes_no_other_settings(
+    tailfin: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r"
+    assert tailfin("pretrain", "--data", photos, "--out", out, *TINY)[0] == 0
+    code, _, err = tailfin("pretrain", "--data", photos, "--out", out, *TINY)
+    assert (code, "holds a run already; go on with --resume" in err) == (2, True)
+    code, _, err = tailfin("pretrain", "--resume", out, "--momentum", "all", "--lr", "0.1")
+    assert code == 2
+    assert (
+        "continues the same run, but --momentum was 'none' and is now 'all'; --lr was 0.5 and is now 0.1"
+        in err
+    )
+    (out / "result.json").unlink()
+    (out / "config.toml").write_text((out / "config.toml").read_text().replace("lr = 0.5", "lr = 0.6"))
+    code, _, err = tailfin("pretrain", "--resume", out)
+    assert (code, "belongs to other settings: --lr was 0.5 and is now 0.6" in err) == (2, True)
+    (out / "config.toml").write_text((out / "config.toml").read_text().replace("lr = 0.6", "lr = 0.5"))
+    content = bytearray((out / "checkpoint.safetensors").read_bytes())
+    content[-1] ^= 1
+    (out / "checkpoint.safetensors").write_bytes(content)
+    for words in (("pretrain", "--resume", out), ("evaluate", out)):
+        code, _, err = tailfin(*words)
+        assert (code, "is damaged" in err) == (2, True)
+
+
+def test_a_diverging_run_says_what_where_and_since_when(tailfin: Run, photos: Path, tmp_path: Path) -> None:
+    options = list(TINY)
+    options[options.index("0.5")] = "1e30"
+    code, _, err = tailfin("pretrain", "--data", photos, "--out", tmp_path / "r", *options)
+    assert code == 1
+    assert "the loss is nan since step" in err
+    assert "Lower --lr" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["pretrain", "--help"], ["evaluate", "--help"], ["report", "-h"]]
+)
+def test_help_explains_by_examples(tailfin: Run, words: list[str]) -> None:
+    code, said, _ = tailfin(*words)
+    assert code == 0
+    assert "example" in said
+    assert "tailfin " in said
+
+
+def test_list_names_methods_and_what_placements_cost(tailfin: Run) -> None:
+    code, said, _ = tailfin("list")
+    assert code == 0
+    for name in ("simclr", "byol", "mocov2plus", "vit_tiny_patch16_224", "layer4:", "stopgrad"):
+        assert name in said
+
+
+def test_help_does_not_import_torch() -> None:
+    found = "import sys, tailfin.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", found], check=False).returncode == 0
+
+
+def start(words: list[str], out: Path) -> subprocess.Popen[str]:
+    log = (out.parent / "log").open("a")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tailfin", "pretrain", *words],
+        stdout=log,
+        stderr=log,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_random_moments_and_resumed_it_is_the_same_run(photos: Path, tmp_path: Path) -> None:
+    """SIGKILL ten times: while loading, training, validating, saving, wherever it falls."""
+    options = [*TINY, "--data", str(photos), "--momentum", "projector", "--method", "mocov2plus"]
+    options[options.index("3")] = "40"
+    options += ["--checkpoint-minutes", "0.002"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert start([*options, "--out", str(whole)], whole).wait() == 0
+    moments = random.Random(0)
+    kills = 0
+    process = start([*options, "--out", str(parts)], parts)
+    wait_for((parts / "config.toml").exists, process)
+    while kills < 10 and process.poll() is None:
+        log = parts / "timing.jsonl"
+        size = log.stat().st_size if log.exists() else 0
+        wait_for(lambda log=log, size=size: log.exists() and log.stat().st_size > size, process)  # type: ignore[misc]
+        time.sleep(moments.uniform(0, 0.15))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            process = start(["--resume", str(parts)], parts)
+    assert process.wait() == 0, (tmp_path / "log").read_text()[-2000:]
+    assert kills == 10
+    assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
+    first, second = (checkpoint.load(path / "checkpoint.safetensors").tensors for path in (whole, parts))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (whole, parts))
+    assert ours["scores"] == theirs["scores"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(
+    photos: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "r"
+    options = [*TINY, "--data", str(photos), "--out", str(out)]
+    options[options.index("3")] = "400"
+    process = start(options, out)
+    wait_for((out / "timing.jsonl").exists, process)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    said = (tmp_path / "log").read_text()
+    assert f"go on with: tailfin pretrain --resume {out}" in said
+    assert "Traceback" not in said
+    step = checkpoint.load(out / "checkpoint.safetensors").progress["step"]
+    assert f"stopped after step {step};" in said
