@@ -148,7 +148,7 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["pretrain", "--data", "cifar11"], "did you mean 'cifar10'"),
         (
             ["pretrain", "--data", "PHOTOS", "--batch-size", "64"],
-            "--batch-size 64 is larger than the 41 training",
+            "--batch-size 64 is larger than the 40 training",
         ),
         (["pretrain", "--decay", "1.5"], r"--decay is 1\.5; it must lie in \[0, 1\]"),
         (["pretrain", "--epochz", "3"], "Unrecognized options: --epochz, 3; did you mean --epochs"),

@@ -22,9 +22,9 @@ def show(what: str, backbone: str, image_size: int) -> int:
 
 
 def _methods() -> Table:
-    table = Table(title="methods (--method), with their published recipe at CIFAR size")
-    for heading in ("name", "momentum", "decay", "optimizer", "lr at 256", "weight decay", "views", "source"):
-        table.add_column(heading, overflow="fold")
+    table = Table(title="methods (--method), published CIFAR recipes")
+    for heading in ("name", "momentum", "decay", "optimizer", "lr at 256", "weight decay"):
+        table.add_column(heading, no_wrap=True)
     for name in methods.names():
         recipe = methods.load(name).recipe
         decay = "-" if recipe.placement == "none" else f"{recipe.decay:g} to {recipe.decay_end:g}"
@@ -35,8 +35,6 @@ def _methods() -> Table:
             recipe.optimizer,
             f"{recipe.lr:g}",
             f"{recipe.weight_decay:g}",
-            recipe.views,
-            recipe.source,
         )
     return table
 

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from tailfin.evaluation.linear import SWEEP, fit_logistic, linear_probe, stratified_split
+from tailfin.evaluation.linear import SWEEP, fit_logistic, linear_probe
 
 
 def blobs(n: int, d: int, classes: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -69,8 +67,8 @@ def test_probe_is_scikit_learn_on_standardised_features_at_the_chosen_penalty() 
 
 
 def test_sweep_regularises_more_where_features_are_noise() -> None:
-    x, y = blobs(300, 10, 3)
-    noise = torch.randn(300, 200, generator=torch.Generator().manual_seed(5))
+    x, y = blobs(900, 10, 3)
+    noise = torch.randn(900, 600, generator=torch.Generator().manual_seed(5))
     clean = linear_probe(x, y, x, y)
     noisy = linear_probe(torch.cat((x, noise), dim=1), y, torch.cat((x, noise), dim=1), y)
     assert noisy.l2 > clean.l2
@@ -123,21 +121,6 @@ def test_small_sets_with_more_features_than_samples(labels: list[int], want: flo
 def test_collapsed_features_score_as_the_largest_class() -> None:
     y = torch.tensor([0] * 30 + [1] * 20)
     assert linear_probe(torch.full((50, 6), 0.1), y, torch.full((50, 6), 0.1), y).accuracy == 60
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0.05, 0.5), st.integers(0, 99))
-def test_split_is_stratified_and_leaves_every_class_in_training(
-    labels: list[int], share: float, seed: int
-) -> None:
-    y = torch.tensor(labels)
-    fit, held = stratified_split(y, share, seed)
-    assert sorted([*fit.tolist(), *held.tolist()]) == list(range(len(y)))
-    assert set(y[fit].tolist()) == set(labels)
-    for label in set(labels):
-        count, kept = labels.count(label), int((y[held] == label).sum())
-        assert kept == min(np.ceil(share * count), count - 1)
-    assert torch.equal(held, stratified_split(y, share, seed)[1])
 
 
 def test_impossible_input_is_refused() -> None:

@@ -146,8 +146,9 @@ def test_one_probability_leaves_the_other_parameters_and_the_generator_alone():
 
 def test_recipes_are_the_published_ones():
     for view in simclr(32):
-        assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.8, 0.8, 0.8, 0.2)
+        assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.4, 0.4, 0.4, 0.1)
         assert (view.scale, view.jitter, view.greyscale, view.blur) == ((0.08, 1.0), 0.8, 0.2, 0.0)
+    assert (simclr(224)[0].brightness, simclr(224)[0].hue, simclr(224)[0].blur) == (0.8, 0.2, 0.5)
     first, second = byol(224)
     assert (first.blur, first.solarise, second.blur, second.solarise) == (1.0, 0.0, 0.1, 0.2)
     assert (first.blur_kernel, first.brightness, first.saturation) == (23, 0.4, 0.2)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tailfin.data.split import validation_split
+
 # L2 weights of the mean loss, strong to weak in half decades; each solution starts the next.
 SWEEP = tuple(10 ** (-exponent / 2) for exponent in range(11))
 _VALIDATION_SHARE = 0.15
@@ -139,7 +141,7 @@ def linear_probe(
     mean, axes = _principal_axes(train_x)
     x = (train_x.float() - mean) @ axes
     labels, y = train_y.unique(return_inverse=True)
-    fit, held = stratified_split(y, _VALIDATION_SHARE, seed)
+    fit, held = validation_split(y.cpu(), _VALIDATION_SHARE, seed)
     l2, start = sweep[len(sweep) // 2], None
     tried: tuple[tuple[float, float], ...] = ()
     if len(held):
@@ -153,25 +155,6 @@ def linear_probe(
         train_accuracy=_percent(final.logits(x).argmax(dim=1), y),
         tried=tried,
     )
-
-
-def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (rest, held), ascending: `share` of each class, rounded up, is held out, but never a whole class.
-
-    Args:
-        labels: int64 [N].
-        share: Between 0 and 1.
-        seed: Seed of the draw.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    on_cpu = labels.cpu()
-    for label in on_cpu.unique():
-        members = (on_cpu == label).nonzero().squeeze(1)
-        count = min(-int(-share * len(members) // 1), len(members) - 1)
-        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    held = held.to(labels.device)
-    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
 
 def _sweep(

@@ -24,8 +24,8 @@ class SimCLR(Method):
         decay_end=0.99,
         hidden=2048,
         out=256,
-        batch_norm=False,
-        source="solo-learn scripts/pretrain/cifar/simclr.yaml (method without momentum: decay is ours)",
+        batch_norm=True,
+        source="solo-learn scripts/pretrain/cifar/simclr.yaml; views and head: arXiv 2002.05709; decay: ours",
     )
 
     def __init__(

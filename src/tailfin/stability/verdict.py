@@ -1,15 +1,20 @@
 """What a run's figures say, in words, with the evidence."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Accuracies = tuple[float, float]
 State = Literal["healthy", "collapsing", "no better than untrained", "loader-bound", "not judged"]
 
 COLLAPSED_SPREAD = 0.1
 """Of the normalised embedding: 1 for directions spread evenly over the sphere, 0 for one point."""
 COLLAPSED_RANK = 0.02
 """Effective rank over width. Healthy projectors of 128 outputs were seen between 0.2 and 0.6."""
+LEARNT = 2.0
+"""Points of accuracy above the untrained encoder, in kNN and linear probe both: on 2,000 test images the standard
+error of an accuracy is about one point."""
 LOADER_BOUND = 0.2
 """Share of the time of a step that was spent waiting for images."""
 
@@ -34,8 +39,8 @@ def judge(
     spread: float,
     effective_rank: float,
     width: int,
-    knn: float | None,
-    untrained_knn: float | None,
+    trained: Accuracies | None,
+    untrained: Accuracies | None,
     losses: Sequence[tuple[int, float]],
     timing: Sequence[Mapping[str, Any]],
 ) -> Verdict:
@@ -45,7 +50,7 @@ def judge(
         spread: `normalised_std` of the projections of held images.
         effective_rank: RankMe of the same.
         width: Of the projections.
-        knn, untrained_knn: Accuracies in percent; None without labels.
+        trained, untrained: kNN and linear accuracy of the backbone in percent; None without labels.
         losses: (step, loss) of each log row.
         timing: Rows of timing.jsonl.
     """
@@ -60,15 +65,17 @@ def judge(
         )
     if wait is not None:
         evidence.append(f"{100 * wait:.0f} % of the time spent waiting for images")
-    if knn is not None and untrained_knn is not None:
-        evidence.append(f"kNN {knn:.1f} %, untrained encoder {untrained_knn:.1f} %")
-    state, words = _state(spread, effective_rank / width, knn, untrained_knn, wait)
+    if trained and untrained:
+        evidence.append(f"kNN {trained[0]:.1f} %, untrained encoder {untrained[0]:.1f} %")
+        evidence.append(f"linear probe {trained[1]:.1f} %, untrained encoder {untrained[1]:.1f} %")
+    gain = min(a - b for a, b in zip(trained, untrained, strict=True)) if trained and untrained else None
+    state, words = _state(spread, effective_rank / width, gain, wait)
     return Verdict(state, words, tuple(evidence))
 
 
-def _state(
-    spread: float, rank: float, knn: float | None, untrained: float | None, wait: float | None
-) -> tuple[State, str]:
+def _state(spread: float, rank: float, gain: float | None, wait: float | None) -> tuple[State, str]:
+    if not math.isfinite(spread) or not math.isfinite(rank):
+        return "collapsing", "The encoder's outputs are not finite."
     if spread < COLLAPSED_SPREAD:
         return "collapsing", "The encoder has collapsed completely: nearly all images have one embedding."
     if rank < COLLAPSED_RANK:
@@ -80,7 +87,7 @@ def _state(
         )
     if wait is not None and wait > LOADER_BOUND:
         return "loader-bound", "The training is sound, but it waited for images much of the time."
-    if knn is None:
+    if gain is None:
         return "not judged", "No sign of collapse; without labels the features could not be judged further."
     return (
         "healthy",

@@ -44,6 +44,8 @@ class Config:
     resnet18 on a GPU."""
     image_size: int | None = None
     """Side of the views in pixels. Open: the images' own up to 96, else 64 on a CPU and 224 on a GPU."""
+    crop_min: float | None = None
+    """Smallest crop, as a share of the image's area. Open: as published."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 256
@@ -95,6 +97,8 @@ class Config:
             _at_least(name, getattr(self, name), 1)
         for name in ("lr", "weight_decay", "warmup_epochs", "checkpoint_minutes", "knn_evaluations"):
             _at_least(name, getattr(self, name), 0)
+        if self.crop_min is not None and not 0.0 < self.crop_min <= 1.0:
+            raise UserError(f"--crop-min is {self.crop_min}; it must be above 0 and at most 1")
         for name in ("decay", "decay_end", "tolerate"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:

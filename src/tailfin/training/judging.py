@@ -172,8 +172,8 @@ class Judge:
             spread=collapse.normalised_std(projections),
             effective_rank=collapse.effective_rank(projections),
             width=min(projections.shape),
-            knn=found["backbone_online"].knn if found else None,
-            untrained_knn=found["untrained"].knn if found else None,
+            trained=_both(found.get("backbone_online")),
+            untrained=_both(found.get("untrained")),
             losses=[(row["step"], row["loss"]) for row in rows if "loss" in row],
             timing=self.folder.read_timing(),
         )
@@ -238,6 +238,10 @@ def versions() -> dict[str, str]:
     """What the run was computed with."""
     found = {"python": platform.python_version(), "tailfin": tailfin.__version__}
     return found | {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
+
+
+def _both(each: Scores | None) -> tuple[float, float] | None:
+    return None if each is None or each.knn is None or each.linear is None else (each.knn, each.linear)
 
 
 def _labels(images: ImageSet) -> Tensor:

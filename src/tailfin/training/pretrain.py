@@ -18,7 +18,7 @@ from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training import checkpoint
 from tailfin.training import config as settings
 from tailfin.training.config import Config
-from tailfin.training.device import Execution, find_device
+from tailfin.training.device import Execution, find_device, keep_freed_memory
 from tailfin.training.folder import RunFolder
 from tailfin.training.judging import Judge, Subject, judging_seed, scores
 from tailfin.training.loop import Diverged, Loop, Stopped
@@ -88,6 +88,7 @@ def check(config: Config) -> None:
 
 
 def _train(config: Config, folder: RunFolder) -> int:
+    keep_freed_memory()
     setup = prepare(config)
     settings.save(setup.config, folder.config)
     _say_choices(setup, folder)

@@ -2,7 +2,6 @@
 
 import zlib
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,9 @@ from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, fastest, find_device
 from tailfin.training.seeds import derive
+from tailfin.views import recipes
 from tailfin.views.augment import Augment
+from tailfin.views.recipes import ViewRecipe
 
 LARGEST_KEPT_SIDE = 96
 """Images of one size up to this side (pixels) are viewed at their own size."""
@@ -98,7 +99,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     config = replace(config, precision=execution.precision, memory_format=execution.memory_format)
     execution.place(encoder)
     method.to(device)
-    augment = Augment(_views(method_type.recipe.views)(size), size=size, mean=data.mean, std=data.std)
+    augment = Augment(_views(method_type.recipe.views, config), size=size, mean=data.mean, std=data.std)
     return Setup(config, data, encoder, method, augment, execution, steps)
 
 
@@ -183,5 +184,9 @@ def _method(method_type: type[Method], config: Config, features: int, images: in
         raise UserError(f"--method-options of {config.method}: {error}") from None
 
 
-def _views(name: str) -> Any:
-    return getattr(import_module("tailfin.views.recipes"), name)
+def _views(name: str, config: Config) -> tuple[ViewRecipe, ...]:
+    published: tuple[ViewRecipe, ...] = getattr(recipes, name)(config.image_size)
+    if config.crop_min is None:
+        return published
+    smallest = config.crop_min
+    return tuple(replace(view, scale=(smallest, max(smallest, view.scale[1]))) for view in published)

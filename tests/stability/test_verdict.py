@@ -1,0 +1,58 @@
+"""Each verdict is provoked, and a sound run raises none."""
+
+import pytest
+import torch
+
+from tailfin.evaluation import collapse
+from tailfin.stability import verdict
+
+
+def judged(**changes: object) -> verdict.Verdict:
+    sound: dict[str, object] = {
+        "spread": 0.9,
+        "effective_rank": 40.0,
+        "width": 128,
+        "trained": (55.0, 60.0),
+        "untrained": (32.0, 36.0),
+        "losses": [(10, 6.1), (900, 4.9)],
+        "timing": [{"data_wait": 0.01}, {"data_wait": 0.02}],
+    }
+    return verdict.judge(**{**sound, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "words"),
+    [
+        ({}, "healthy", "features better than the untrained"),
+        ({"spread": 0.01}, "collapsing", "collapsed completely"),
+        ({"effective_rank": 1.3}, "collapsing", "very few dimensions"),
+        ({"spread": float("nan")}, "collapsing", "not finite"),
+        ({"trained": (33.0, 60.0)}, "no better than untrained", "hardly improved"),
+        ({"trained": (55.0, 37.0)}, "no better than untrained", "hardly improved"),
+        ({"timing": [{"data_wait": 0.1}, {"data_wait": 0.6}]}, "loader-bound", "waited for images"),
+        ({"trained": None, "untrained": None}, "not judged", "No sign of collapse"),
+        ({"trained": None, "untrained": None, "spread": 0.0}, "collapsing", "collapsed"),
+    ],
+)
+def test_each_state_is_provoked(changes: dict[str, object], state: str, words: str) -> None:
+    found = judged(**changes)
+    assert found.state == state
+    assert words in found.words
+
+
+def test_the_evidence_names_the_figures() -> None:
+    evidence = "\n".join(judged().evidence)
+    for figure in ("0.90", "40.0 of 128", "6.100 at step 10", "4.900 at step 900", "2 %", "55.0 %", "36.0 %"):
+        assert figure in evidence
+
+
+def test_real_collapses_of_embeddings_are_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(500, 64, generator=generator)
+    line = torch.randn(500, 1, generator=generator) * torch.randn(1, 64, generator=generator)
+    point = torch.ones(500, 64) + 0.001 * spread
+    states = []
+    for features in (spread, line, point):
+        std, rank = collapse.normalised_std(features), collapse.effective_rank(features)
+        states.append(judged(spread=std, effective_rank=rank, width=64).state)
+    assert states == ["healthy", "collapsing", "collapsing"]
