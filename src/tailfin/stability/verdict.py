@@ -80,10 +80,10 @@ def _state(spread: float, rank: float, gain: float | None, wait: float | None) -
         return "collapsing", "The encoder has collapsed completely: nearly all images have one embedding."
     if rank < COLLAPSED_RANK:
         return "collapsing", "The encoder is collapsing: its embeddings use very few dimensions."
-    if knn is not None and untrained is not None and knn <= untrained:
-        return (
-            "no better than untrained",
-            "Training has not improved the features over the untrained encoder's.",
+    if gain is not None and gain < LEARNT:
+        return "no better than untrained", (
+            "Training has hardly improved the features over the untrained encoder's: train longer, or with other views "
+            "or another learning rate."
         )
     if wait is not None and wait > LOADER_BOUND:
         return "loader-bound", "The training is sound, but it waited for images much of the time."
