@@ -1,5 +1,6 @@
 """Folders: classes, splits, what is passed over, what is broken, and the order."""
 
+import json
 import os
 import struct
 import zlib
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tailfin import cli
 from tailfin.data import load
 from tailfin.data.folder import list_folder
 from tailfin.errors import UserError
@@ -138,7 +140,7 @@ def shade(index):
     return tuple(20 * (index // 13**power % 13) + 7 for power in range(3))
 
 
-def test_two_thousand_mixed_images_of_which_twenty_are_broken(folder):
+def test_two_thousand_mixed_images_of_which_twenty_are_broken(folder, tmp_path, capsys):
     suffixes, kinds = (
         ("png", "jpg", "webp", "bmp", "gif", "tiff"),
         ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"),
@@ -179,6 +181,23 @@ def test_two_thousand_mixed_images_of_which_twenty_are_broken(folder):
     assert index.tolist() == expected
     aspect = torch.tensor([sizes[i % 5][0] / sizes[i % 5][1] for i in expected])
     torch.testing.assert_close(data.train.aspect, aspect)
+
+    # And the whole command trains on it, names what it lost, and loses nothing else.
+    out = tmp_path / "run"
+    options = (
+        "--image-size 32 --backbone resnet10w2 --epochs 1 --batch-size 64 --method-options hidden 16 out 8"
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", "--data", str(folder.root), "--out", str(out), *options.split()])
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    assert "1980 training images, no test images, 32 px, 20 unreadable" in said
+    assert "20 images could not be read" in said
+    assert all(name in said for name in broken)
+    rows = dict(row.split("\t") for row in (out / "skipped.tsv").read_text().splitlines())
+    assert rows.keys() == broken.keys()
+    assert all(broken[name] in reason for name, reason in rows.items())
+    assert json.loads((out / "result.json").read_text())["skipped"] == 20
 
 
 def test_more_broken_images_than_tolerated_stop_with_the_way_out(folder):

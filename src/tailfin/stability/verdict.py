@@ -82,7 +82,7 @@ def _state(spread: float, rank: float, gain: float | None, wait: float | None) -
         return "collapsing", "The encoder is collapsing: its embeddings use very few dimensions."
     if gain is not None and gain < LEARNT:
         return "no better than untrained", (
-            "Training has hardly improved the features over the untrained encoder's: train longer, or with other views "
+            "Training has hardly improved the features over the untrained encoder's: train longer, with other views, "
             "or another learning rate."
         )
     if wait is not None and wait > LOADER_BOUND:

@@ -1,0 +1,49 @@
+"""The README's code runs as written."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(
+        rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+
+
+def test_the_library_snippet_runs_and_updates_the_projector_alone() -> None:
+    snippet = next(block for block in blocks("python") if "MomentumEncoder" in block)
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    encoder = names["encoder"]
+    assert encoder.updates == 1  # type: ignore[attr-defined]
+    slow, fast = encoder.momentum_part("projector")[0].weight, names["head"][0].weight  # type: ignore[attr-defined, index]
+    assert not slow.equal(fast)
+
+
+def test_the_two_commands_stand_first() -> None:
+    first, second = blocks("sh")[:2]
+    assert first.strip() == "pip install -e . && tailfin pretrain"
+    assert second.strip() == "pip install -e '.[test]' && pytest"
+
+
+def test_every_option_and_command_in_the_docs_exists() -> None:
+    import dataclasses
+
+    from tailfin.cli import Evaluate, List, Pretrain
+
+    known = {
+        "--" + field.name.replace("_", "-")
+        for kind in (Pretrain, Evaluate, List)
+        for field in dataclasses.fields(kind)
+    }
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+        assert used <= known, f"{path.name}: {used - known}"
+        for command in re.findall(r"tailfin ([a-z]+) [-A-Za-z]", text):
+            if f"`tailfin {command}" in text or f"\ntailfin {command}" in text:
+                assert command in ("pretrain", "evaluate", "report", "list"), command
+        for link in re.findall(r"\]\(([^)#h][^)]*)\)", text):
+            assert (path.parent / link).exists(), link
