@@ -72,17 +72,26 @@ def test_extracting_nothing_is_refused() -> None:
         extract(lambda x: x, images(0), size=8, mean=MEAN, std=STD, device="cpu")
 
 
+ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
 def test_raw_pixels_are_the_image_up_to_32_and_area_averages_above() -> None:
     small = images(5)
-    torch.testing.assert_close(raw_pixels(small), small.images.float().flatten(1) / 255)
+    torch.testing.assert_close(raw_pixels(small, ZERO, ONE), small.images.float().flatten(1) / 255)
     block = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     doubled = ImageSet(block.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
-    shrunk = raw_pixels(doubled)
+    shrunk = raw_pixels(doubled, ZERO, ONE)
     assert shrunk.shape == (2, 3072)
     torch.testing.assert_close(
         shrunk.mean(dim=1), block.float().flatten(1).mean(dim=1) / 255, atol=2e-3, rtol=0
     )
-    assert raw_pixels(ImageSet(torch.zeros(1, 1, 48, 20, dtype=torch.uint8))).shape == (1, 32 * 20)
+    assert raw_pixels(ImageSet(torch.zeros(1, 1, 48, 20, dtype=torch.uint8)), ZERO[:1], ONE[:1]).shape == (
+        1,
+        32 * 20,
+    )
+    normal = raw_pixels(small, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)).unflatten(1, small.images.shape[1:])
+    expected = (small.images[:, 2].float() / 255 - 0.6) / 0.1
+    torch.testing.assert_close(normal[:, 2], expected)
 
 
 def test_scores_are_those_of_the_two_judges() -> None:

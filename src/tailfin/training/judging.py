@@ -80,7 +80,8 @@ def scores(
         for output, one, other in zip(("backbone", "projector"), ours, theirs, strict=True):
             found.append(judge(f"{output}_{weights}", one, other))
     found.append(judge("untrained", untrained.features(train)[0], untrained.features(test)[0]))
-    found.append(judge("raw_pixels", raw_pixels(train), raw_pixels(test)))
+    pixels = (raw_pixels(images, subject.mean, subject.std) for images in (train, test))
+    found.append(judge("raw_pixels", *pixels))
     return dict(found)
 
 
