@@ -185,3 +185,55 @@ def test_wrong_combinations_are_named(settings: Make, data: Dataset) -> None:
         prepare(settings(method_options={"temperature": -1.0}), data)
     with pytest.raises(UserError, match="unknown part 'layer5'"):
         prepare(settings(momentum="layer5:"), data)
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol", "mocov2plus"])
+def test_bf16_trains_with_momentum_weights_in_fp32(
+    method: str, settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    config = settings(
+        method=method, momentum="all", epochs=2, lr=0.05, precision="bf16", memory_format="channels_last"
+    )
+    loop = run(config, data, tmp_path)
+    assert {p.dtype for p in loop.setup.encoder.momentum.parameters()} == {torch.float32}
+    assert all(
+        torch.isfinite(torch.tensor(row["loss"])) for row in loop.folder.read_metrics() if "loss" in row
+    )
+    plain = run(replace(config, precision="fp32"), data, tmp_path / "fp32").folder.read_metrics()
+    first = loop.folder.read_metrics()[0]["loss"]
+    assert first == pytest.approx(plain[0]["loss"], rel=0.02)
+
+
+def test_clipping_bounds_the_gradient(settings: Make, data: Dataset, tmp_path: Path) -> None:
+    free, clipped = (
+        run(settings(epochs=1, clip_grad=clip, weight_decay=0.0), data, tmp_path / str(clip))
+        for clip in (None, 1e-9)
+    )
+    start = prepare(settings(), data).encoder.part("stem")
+    for loop, moves in ((free, True), (clipped, False)):
+        difference = loop.setup.encoder.part("stem")[0].weight - start[0].weight
+        assert bool(difference.abs().max() > 1e-6) == moves
+
+
+def test_grey_images_one_class_and_a_batch_as_large_as_the_data(
+    settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    train = replace(data.train, images=data.train.images[:, :1], labels=torch.zeros(40, dtype=torch.int64))
+    grey = replace(data, train=train, test=replace(train), mean=(0.4,), std=(0.2,))
+    config = settings(batch_size=40, epochs=2)
+    loop = run(config, grey, tmp_path)
+    assert loop.setup.total_steps == 2
+    result = Judge(loop.setup, loop.folder).finish()
+    assert result["knn"] == result["linear"] == 100.0
+    assert result["verdict"]["state"] == "no better than untrained"
+
+
+def test_odd_images_are_judged_in_their_own_geometry(settings: Make, data: Dataset, tmp_path: Path) -> None:
+    """Squashed to a canvas, with aspects: views, validation, neighbours and pictures all take them."""
+    aspect = torch.linspace(0.5, 2.0, 40)
+    assert data.test is not None
+    odd = replace(data, train=replace(data.train, aspect=aspect), test=replace(data.test, aspect=aspect[:16]))
+    loop = run(settings(epochs=1, image_size=8), odd, tmp_path)
+    result = Judge(loop.setup, loop.folder).finish()
+    assert result["linear"] is not None
+    assert loop.folder.read_pictures()["views"].shape == (8, 3, 3, 8, 8)
