@@ -160,7 +160,10 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["pretrain", "--config", "a", "--resume", "b"], "exclude each other"),
         (["pretrain", "--resume", "PHOTOS"], "no run at .*photos: the folder holds no config.toml"),
         (["pretrain", "--resume", "nowhere"], "no run at nowhere: the folder does not exist"),
-        (["pretrain", "--momentum", "none", "--through"], "--through needs a part with momentum"),
+        (
+            ["pretrain", "--momentum", "none", "--through"],
+            "--through needs parts before the first one with momentum",
+        ),
         (["evaluate"], "Missing from tailfin evaluate"),
         (["evaluate", "nowhere"], "no run at nowhere"),
         (["report", "nowhere"], "no run at nowhere"),

@@ -4,9 +4,11 @@ import difflib
 import re
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from tailfin.errors import UserError
+from tailfin.momentum.parts import Parts, split
 
 NARROW = "resnet10w16"
 SMALL_SIDE = 64
@@ -32,7 +34,38 @@ def create(name: str, *, image_size: int, channels: int = 3) -> nn.Module:
         model = _torchvision(name.removeprefix("torchvision:"), image_size, channels)
     else:
         model = _timm(name, image_size, channels)
-    return small_images(model) if image_size <= SMALL_SIDE and hasattr(model, "layer4") else model
+    is_resnet = all(hasattr(model, name) for name in ("conv1", "maxpool", "layer4"))
+    return small_images(model) if image_size <= SMALL_SIDE and is_resnet else model
+
+
+def create_parts(name: str, *, image_size: int, channels: int = 3) -> Parts:
+    """A backbone by name, split into its parts; see `create`.
+
+    Raises:
+        UserError: As `create`, or an architecture that cannot be split by itself.
+    """
+    model = create(name, image_size=image_size, channels=channels)
+    try:
+        return split(model)
+    except ValueError as error:
+        raise UserError(f"--backbone {name}: {error}") from None
+
+
+def feature_width(parts: Parts, *, image_size: int, channels: int) -> int:
+    """The width D of the parts' pooled features [N, D].
+
+    Raises:
+        UserError: The backbone cannot take images of this size.
+    """
+    training = parts.training
+    parts.eval()
+    try:
+        with torch.no_grad():
+            return int(parts(torch.zeros(1, channels, image_size, image_size)).shape[1])
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"the backbone cannot take images of {image_size} px: {error}") from None
+    finally:
+        parts.train(training)
 
 
 def narrow_resnet(width: int = 16, *, channels: int = 3) -> nn.Module:
@@ -89,10 +122,13 @@ def _timm(name: str, image_size: int, channels: int) -> nn.Module:
 
     if not timm.is_model(name):
         raise _no_such("backbone", name, [*timm.list_models(), NARROW])
-    options: dict[str, Any] = {"img_size": image_size} if "vit" in name or "swin" in name else {}
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
     try:
-        return cast(nn.Module, timm.create_model(name, num_classes=0, in_chans=channels, **options))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        try:  # models of a fixed input size take it, and only they know the option
+            return cast(nn.Module, timm.create_model(name, img_size=image_size, **options))
+        except TypeError:
+            return cast(nn.Module, timm.create_model(name, **options))
+    except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
             f"backbone {name!r} cannot take {channels} x {image_size} px images: {error}"
         ) from None
@@ -104,7 +140,12 @@ def _torchvision(name: str, image_size: int, channels: int) -> nn.Module:
     if name not in models.list_models(module=models):
         raise _no_such("torchvision backbone", name, models.list_models(module=models))
     options = {"image_size": image_size} if name.startswith("vit") else {}
-    model = models.get_model(name, weights=None, **options)
+    try:
+        model = models.get_model(name, weights=None, **options)
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"backbone 'torchvision:{name}' cannot take {image_size} px images: {error}"
+        ) from None
     if channels != 3:
         raise UserError(f"backbone 'torchvision:{name}' takes 3 channels, the images have {channels}")
     return cast(nn.Module, model)

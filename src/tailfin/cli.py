@@ -152,6 +152,9 @@ def _run(words: list[str]) -> int:
 
 def _pretrain(words: list[str]) -> int:
     from_file, resumed = _value(words, "--config"), _value(words, "--resume")
+    for name, value in (("--config", from_file), ("--resume", resumed)):
+        if value is not None and not value.strip():
+            raise UserError(f"{name} is empty; it names a file or a folder")
     if from_file and resumed:
         raise UserError("--config and --resume exclude each other: a resumed run has its own settings")
     base = Config()
@@ -165,23 +168,23 @@ def _pretrain(words: list[str]) -> int:
     chosen = _parse(Pretrain, words, "pretrain", PRETRAIN, default)
     config = Config(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Config)})
 
-    from tailfin.training import pretrain
+    from tailfin import commands
 
-    return pretrain.command(config, base if resumed else None)
+    return commands.pretrain(config, base if resumed else None)
 
 
 def _evaluate(words: list[str]) -> int:
     chosen = _parse(Evaluate, words, "evaluate", EVALUATE)
-    from tailfin.training import pretrain
+    from tailfin import commands
 
-    return pretrain.evaluate_command(Path(chosen.run), chosen.data, chosen.limit, chosen.device)
+    return commands.evaluate(Path(chosen.run), chosen.data, chosen.limit, chosen.device)
 
 
 def _report(words: list[str]) -> int:
     chosen = _parse(Report, words, "report", REPORT)
-    from tailfin.training import pretrain
+    from tailfin import commands
 
-    return pretrain.report_command(Path(chosen.run))
+    return commands.report(Path(chosen.run))
 
 
 def _list(words: list[str]) -> int:

@@ -10,6 +10,18 @@ from typing import Any
 from tailfin.errors import UserError
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, then rename: a reader sees the old file or the new one, whatever happens in between.
 

@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tailfin import backbones, methods
-from tailfin.momentum import MomentumEncoder, Placement, split
+from tailfin.errors import UserError
+from tailfin.momentum import MomentumEncoder, Placement
 from tailfin.momentum.cost import part_flops
 
 
@@ -59,11 +60,11 @@ def _backbones() -> Table:
 
 
 def _placements(backbone: str, image_size: int) -> Table:
-    model = backbones.create(backbone, image_size=image_size)
+    if image_size < 1:
+        raise UserError(f"--image-size is {image_size}; it must be at least 1")
+    parts = backbones.create_parts(backbone, image_size=image_size)
+    width = backbones.feature_width(parts, image_size=image_size, channels=3)
     example = torch.zeros(1, 3, image_size, image_size)
-    parts = split(model)
-    with torch.no_grad():
-        width = int(parts.eval()(example).shape[1])
     projector = methods.load("simclr")().projector(width)
     encoder = MomentumEncoder(parts, projector=projector, placement="none")
     flops = part_flops(encoder, example)

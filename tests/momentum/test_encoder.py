@@ -313,7 +313,7 @@ def test_gradient_through_the_target_reaches_the_trunk_and_no_frozen_weight() ->
         assert all(p.grad is None for p in head.parameters())  # borrowed without gradient, or placed
         assert all(p.grad is not None and bool(p.grad.any()) for p in backbone[0][0].parameters())
         assert online.projections[0].requires_grad
-    with pytest.raises(ValueError, match="through needs a part with momentum"):
+    with pytest.raises(ValueError, match="through needs parts before the first one with momentum"):
         MomentumEncoder(backbone, projector=head, placement="stopgrad", through=True)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tailfin.data.source import Listing
 from tailfin.errors import UserError
+from tailfin.files import make_folder
 
 _PATIENCE_S: Final = 20.0
 _STL10_CLASSES: Final = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -36,7 +37,7 @@ def list_named(name: str, root: Path) -> Listing:
         UserError: If the files are not under `root` and cannot be downloaded.
     """
     make = _makers()[name]
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     try:
         with _patience():
             train, test = make(root, True), make(root, False)

@@ -23,6 +23,7 @@ from tailfin.data.decode import decode, quiet, read_header
 from tailfin.data.source import Blob, Decoded, Encoded, Progress, Unreadable
 from tailfin.data.types import Skipped
 from tailfin.errors import UserError
+from tailfin.files import make_folder
 
 SMALL_SIDE: Final = 96
 _DEFAULT_IMAGE_SIZE: Final = 224
@@ -225,7 +226,7 @@ def _key(encoded: Encoded, index: Sequence[int], image_size: int | None) -> str:
 
 def _write(entry: Path, shape: tuple[int, ...], fill: _Filler, *, squashed: bool) -> None:
     """Decodes into a new entry of the cache, which appears under its name only when it is whole."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(entry.parent)
     need, free = math.prod(shape), shutil.disk_usage(entry.parent).free
     # A memory-mapped write to a full disk kills the process without a word.
     if need > free - 2**28:

@@ -1,7 +1,6 @@
 """Features of a whole split, in the order of its images."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ def extract(
     std: tuple[float, ...],
     device: torch.device | str,
     batch_size: int = 512,
-    autocast: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """What `encode` says about every image, unaugmented.
 
@@ -31,7 +29,6 @@ def extract(
         mean, std: Per-channel statistics of the training images, in [0, 1].
         device: Where to compute.
         batch_size: Images at a time.
-        autocast: Precision of the forward pass, such as torch.bfloat16; None computes in the weights' own.
 
     Returns:
         One float32 CPU tensor [len(images), ...] an output.
@@ -49,9 +46,7 @@ def extract(
         rows = slice(start, start + batch_size)
         aspect = None if images.aspect is None else images.aspect[rows]
         view = evaluate_view(images.images[rows].to(device), size=size, mean=mean, std=std, aspect=aspect)
-        precision = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
-        with precision:
-            outputs = encode(view)
+        outputs = encode(view)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         # One tensor for the whole split from the start: collecting batches and joining them doubles the peak.
         collected = collected or [torch.empty(len(images), *output.shape[1:]) for output in outputs]

@@ -40,12 +40,10 @@ def score(
         train_x, train_y: [N, D] and int64 [N].
         test_x, test_y: [M, D] and int64 [M]; looked at once by each judge.
         seed: Seed of the probe's validation split.
-        device: Where to compute; Apple's GPUs lack the eigensolver of the probe, so there the CPU does.
+        device: Where to compute.
     """
     if not (train_x.isfinite().all() and test_x.isfinite().all()):
         return Scores(None, None)
-    if torch.device(device).type == "mps":
-        device = "cpu"
     sets = train_x.to(device), train_y.to(device), test_x.to(device), test_y.to(device)
     return Scores(knn=knn_accuracy(*sets), linear=linear_probe(*sets, seed=seed).accuracy)
 

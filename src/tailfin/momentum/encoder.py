@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from tailfin.branch import Branch
 from tailfin.errors import unknown
 from tailfin.momentum.parts import Parts, module_key, split
-from tailfin.momentum.placement import PROJECTOR, Placement
+from tailfin.momentum.placement import KEYWORDS, PROJECTOR, Placement
 from tailfin.momentum.update import Decay, average_, check_buffers
 
 Run = Callable[[str, Tensor], Tensor]
@@ -29,15 +29,16 @@ class MomentumEncoder(nn.Module):
     Args:
         parts: From `split`, or a backbone that `split` knows.
         projector: The last part, on pooled features [N, D]; None for none.
-        placement: See `Placement.parse`. `none`: the target is the online branch itself. `stopgrad`: its detached
-            outputs, which is momentum of decay 0 at no cost.
+        placement: See `Placement.parse`; None is the projector, or `all` where there is none. `none`: the target is
+            the online branch itself. `stopgrad`: its detached outputs, which is momentum of decay 0 at no cost.
         decay: The weight of the old value in the update: a number, a `Decay`, or one of them per placed part.
         buffers: `batch`, `ema` or `copy`, see `tailfin.momentum.update.Buffers`.
         through: Let gradients cross the target path (its weights stay fixed) into the shared parts.
 
     Raises:
         UserError: A placement, a part in `decay` or a buffer policy that does not exist.
-        ValueError: A decay outside [0, 1], or `through` without a placed part.
+        ValueError: A decay outside [0, 1], `through` with nothing shared before the placed parts, or a part whose
+            name means something else in a placement.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class MomentumEncoder(nn.Module):
         parts: Parts | nn.Module,
         *,
         projector: nn.Module | None = None,
-        placement: str | Placement = PROJECTOR,
+        placement: str | Placement | None = None,
         decay: float | Decay | Mapping[str, float | Decay] = 0.99,
         buffers: str = "batch",
         through: bool = False,
@@ -54,11 +55,16 @@ class MomentumEncoder(nn.Module):
         self.parts = parts if isinstance(parts, Parts) else split(parts)
         self.projector = projector
         self.names = self.parts.names + ((PROJECTOR,) if projector is not None else ())
+        _check_names(self.parts.names)
+        if placement is None:
+            placement = "all" if projector is None else PROJECTOR
         text = placement.text if isinstance(placement, Placement) else placement
         self.placement = Placement.parse(text, self.names)
         self.buffer_policy = check_buffers(buffers)
-        if through and not self.placement.placed:
-            raise ValueError(f"through needs a part with momentum; placement {text!r} has none")
+        if through and not 0 < self.placement.fork < len(self.names):
+            raise ValueError(
+                f"through needs parts before the first one with momentum; placement {text!r} has none"
+            )
         self.through = through
         self.decays = _decays(decay, self.placement)
         self.updates = 0
@@ -168,8 +174,10 @@ class MomentumEncoder(nn.Module):
         # `encoder.to(torch.bfloat16)` moves the momentum weights and keeps them in fp32.
         held = self.momentum
         self.momentum = nn.ModuleDict()
-        super()._apply(fn, recurse)
-        self.momentum = held
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.momentum = held
 
         def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -212,6 +220,12 @@ class MomentumEncoder(nn.Module):
         if self.through:
             tensors |= {key: parameter.detach() for key, parameter in part.named_parameters()}
         return cast(Tensor, functional_call(part, tensors, (_as_weights(part, x),)))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if name in KEYWORDS or any(mark in name for mark in ",: ") or not name:
+            raise ValueError(f"a part cannot be called {name!r}, which placements read otherwise")
 
 
 def _branch(outputs: Iterable[Outputs]) -> Branch:

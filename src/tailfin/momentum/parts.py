@@ -217,7 +217,8 @@ def _shell(module: nn.Module, children: Mapping[str, nn.Module], direct: bool) -
 def _family(backbone: nn.Module) -> tuple[list[Step], str]:
     for kind in type(backbone).__mro__:
         family = _FAMILIES.get(f"{kind.__module__}.{kind.__name__}")
-        if family is not None:
+        # A subclass with a forward of its own computes something else than its family.
+        if family is not None and type(backbone).forward is kind.forward:  # type: ignore[attr-defined]
             return family(backbone)
     known = ", ".join(_FAMILIES)
     raise ValueError(
@@ -226,7 +227,10 @@ def _family(backbone: nn.Module) -> tuple[list[Step], str]:
 
 
 def _blocks(part: str, stage: nn.Module) -> list[Step]:
-    return [Step(part, f"{part}.{name}", block) for name, block in stage.named_children()]
+    # Not named_children(), which leaves out a module that stands in two places.
+    return [
+        Step(part, f"{part}.{name}", block) for name, block in stage._modules.items() if block is not None
+    ]
 
 
 def _modules(part: str, model: nn.Module, names: Iterable[str]) -> list[Step]:
@@ -346,8 +350,10 @@ def _torchvision_vit(model: Any) -> tuple[list[Step], str]:
 
 def _sequential(model: nn.Module) -> tuple[list[Step], str]:
     steps: list[Step] = []
-    for name, child in model.named_children():
-        steps += _blocks(name, child) if isinstance(child, nn.Sequential) else [Step(name, name, child)]
+    for name, child in model._modules.items():
+        if child is not None:
+            plain = type(child).forward is nn.Sequential.forward
+            steps += _blocks(name, child) if plain else [Step(name, name, child)]
     return steps, ""
 
 

@@ -65,7 +65,7 @@ def neighbours(images: Tensor | None, names: Sequence[Sequence[str]] | None) -> 
             for row, line in enumerate(images, start=1)
         ]
         return (
-            "<p>Test images and their nearest training images, nearest first. Without class names nothing "
+            "<p>Images and their nearest training images, nearest first. Without class names nothing "
             f"says which neighbours are right.</p>\n{_sheet(rows)}"
         )
     if [len(row) for row in names] != [images.shape[1]] * images.shape[0]:
@@ -84,7 +84,7 @@ def neighbours(images: Tensor | None, names: Sequence[Sequence[str]] | None) -> 
         rows.append(cells)
     said = f"{right} of {sum(len(row) - 1 for row in names)} neighbours are of the test image's class"
     return (
-        f"<p>Test images (left) and their nearest training images, nearest first; {said} "
+        f"<p>Images (left) and their nearest training images, nearest first; {said} "
         f'(<b class="right">✓</b> right, <b class="wrong">✗</b> wrong).</p>\n{_sheet(rows)}'
     )
 

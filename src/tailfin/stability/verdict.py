@@ -12,9 +12,6 @@ COLLAPSED_SPREAD = 0.1
 """Of the normalised embedding: 1 for directions spread evenly over the sphere, 0 for one point."""
 COLLAPSED_RANK = 0.02
 """Effective rank over width. Healthy projectors of 128 outputs were seen between 0.2 and 0.6."""
-LEARNT = 2.0
-"""Points of accuracy above the untrained encoder, in kNN and linear probe both: on 2,000 test images the standard
-error of an accuracy is about one point."""
 LOADER_BOUND = 0.2
 """Share of the time of a step that was spent waiting for images."""
 
@@ -41,6 +38,7 @@ def judge(
     width: int,
     trained: Accuracies | None,
     untrained: Accuracies | None,
+    judged_images: int,
     losses: Sequence[tuple[int, float]],
     timing: Sequence[Mapping[str, Any]],
 ) -> Verdict:
@@ -51,6 +49,7 @@ def judge(
         effective_rank: RankMe of the same.
         width: Of the projections.
         trained, untrained: kNN and linear accuracy of the backbone in percent; None without labels.
+        judged_images: How many test images of two classes or more there were.
         losses: (step, loss) of each log row.
         timing: Rows of timing.jsonl.
     """
@@ -68,31 +67,43 @@ def judge(
     if trained and untrained:
         evidence.append(f"kNN {trained[0]:.1f} %, untrained encoder {untrained[0]:.1f} %")
         evidence.append(f"linear probe {trained[1]:.1f} %, untrained encoder {untrained[1]:.1f} %")
-    gain = min(a - b for a, b in zip(trained, untrained, strict=True)) if trained and untrained else None
-    state, words = _state(spread, effective_rank / width, gain, wait)
+    learnt = None
+    if trained and untrained and judged_images:
+        learnt = all(_better(a, b, judged_images) for a, b in zip(trained, untrained, strict=True))
+    state, words = _state(spread, effective_rank / width, learnt, wait)
     return Verdict(state, words, tuple(evidence))
 
 
-def _state(spread: float, rank: float, gain: float | None, wait: float | None) -> tuple[State, str]:
+def _state(spread: float, rank: float, learnt: bool | None, wait: float | None) -> tuple[State, str]:
     if not math.isfinite(spread) or not math.isfinite(rank):
         return "collapsing", "The encoder's outputs are not finite."
     if spread < COLLAPSED_SPREAD:
         return "collapsing", "The encoder has collapsed completely: nearly all images have one embedding."
     if rank < COLLAPSED_RANK:
         return "collapsing", "The encoder is collapsing: its embeddings use very few dimensions."
-    if gain is not None and gain < LEARNT:
+    if learnt is False:
         return "no better than untrained", (
-            "Training has hardly improved the features over the untrained encoder's: train longer, with other views, "
-            "or another learning rate."
+            "No improvement over the untrained encoder can be told from chance: train longer, with other views, or "
+            "with another learning rate."
         )
     if wait is not None and wait > LOADER_BOUND:
         return "loader-bound", "The training is sound, but it waited for images much of the time."
-    if gain is None:
-        return "not judged", "No sign of collapse; without labels the features could not be judged further."
+    if learnt is None:
+        return (
+            "not judged",
+            "No sign of collapse; without test images of two classes the features could not be judged further.",
+        )
     return (
         "healthy",
         "The training is healthy: no sign of collapse, and features better than the untrained encoder's.",
     )
+
+
+def _better(trained: float, untrained: float, images: int) -> bool:
+    """Whether `trained` (%) lies two standard errors above `untrained`, or takes half of what was left to 100 %."""
+    share = min(max(untrained / 100, 0.5 / images), 1 - 0.5 / images)
+    error = 100 * math.sqrt(share * (1 - share) / images)
+    return trained - untrained > min(2 * error, (100 - untrained) / 2)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,6 +1,7 @@
 """The settings of a pretraining run: what a user may leave open, and TOML files of them."""
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -93,7 +94,7 @@ class Config:
         Raises:
             UserError: A value outside its bounds, naming the option.
         """
-        for name in ("epochs", "batch_size", "accumulate", "limit", "image_size"):
+        for name in ("epochs", "batch_size", "accumulate", "limit", "image_size", "workers"):
             _at_least(name, getattr(self, name), 1)
         for name in ("lr", "weight_decay", "warmup_epochs", "checkpoint_minutes", "knn_evaluations"):
             _at_least(name, getattr(self, name), 0)
@@ -103,8 +104,19 @@ class Config:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise UserError(f"{option(name)} is {value}; it must lie in [0, 1]")
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{option(name)} is {value}; it must be finite")
+        for name, value in self.method_options.items():
+            if not math.isfinite(value):
+                raise UserError(f"--method-options {name} is {value}; it must be finite")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise UserError(f"--clip-grad is {self.clip_grad}; it must be above 0")
+        if self.warmup_epochs is not None and self.warmup_epochs > self.epochs:
+            raise UserError(f"--warmup-epochs {self.warmup_epochs} is longer than --epochs {self.epochs}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed is {self.seed}; it must lie between 0 and 2^63 - 1")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}"
@@ -195,7 +207,7 @@ def _typed(name: str, value: Any, kind: Any, where: str) -> Any:
             return {key: _typed(f"{name}.{key}", item, float, where) for key, item in value.items()}
         if type(value) is each:
             return value
-    allowed = " or ".join(getattr(k, "__name__", "table") for k in kinds if k is not NoneType)
+    allowed = " or ".join("table" if get_origin(k) else k.__name__ for k in kinds if k is not NoneType)
     raise UserError(f"setting {name!r} in {where} is {value!r}; it must be of type {allowed}")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tailfin.data.types import ImageSet
 from tailfin.training.seeds import generator
+from tailfin.views.transfer import send
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Feed:
         if self._order[0] != epoch:
             self._order = (epoch, order(len(self.images), self.seed, epoch))
         index = self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
-        images = self.images.index_select(0, index.to(self.images.device))
+        images = self.images.index_select(0, send(index, self.images.device))
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()
         return images, None if self.aspect is None else self.aspect[index]

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class RunFolder:
         Raises:
             UserError: The folder holds a run already, or cannot be made.
         """
-        path = Path(config.out).expanduser() if config.out else _free(config)
+        path = Path(config.out).expanduser() if config.out else Path("runs")
         folder = cls(path)
         if folder.config.exists():
             raise UserError(
@@ -49,10 +50,12 @@ class RunFolder:
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if not config.out:
+                folder = cls(_claim(path, config))
         except OSError as error:
             raise UserError(f"cannot make the run folder {path}: {error.strerror}") from None
-        if not os.access(path, os.W_OK):
-            raise UserError(f"cannot write to the run folder {path}: permission denied")
+        if not os.access(folder.path, os.W_OK):
+            raise UserError(f"cannot write to the run folder {folder.path}: permission denied")
         return folder
 
     @classmethod
@@ -83,7 +86,10 @@ class RunFolder:
     def save_skipped(self, skipped: Sequence[Skipped]) -> None:
         """Write the images that could not be read, one a line: name, tab, reason."""
         if skipped:
-            write_atomically(self.skipped, "".join(f"{s.name}\t{s.reason}\n" for s in skipped).encode())
+            write_atomically(
+                self.skipped,
+                "".join(f"{s.name}\t{s.reason}\n" for s in skipped).encode(errors="backslashreplace"),
+            )
 
     def save_pictures(self, views: Tensor, neighbours: Tensor) -> None:
         """Write the report's pictures, uint8 [n, m, C, S, S]."""
@@ -148,11 +154,16 @@ class Log:
         self._file.close()
 
 
-def _free(config: Config) -> Path:
+def _claim(runs: Path, config: Config) -> Path:
+    """Make the next free folder below `runs`; two runs that start together get one each."""
     data = Path(config.data).name or "data"
     name = f"{data}-{config.method}-{config.momentum}-seed{config.seed}"
-    base = Path("runs") / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    for number in count(1):
+        path = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("unreachable")

@@ -42,6 +42,7 @@ class Subject:
         execution: Device, precision, memory format.
         size: Side of the images in pixels.
         mean, std: Statistics of the training images.
+        batch_size: Images at a time; what fitted in memory to train does so without gradients too.
     """
 
     encoder: MomentumEncoder
@@ -49,6 +50,7 @@ class Subject:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    batch_size: int
 
     def features(self, images: ImageSet, *, momentum: bool = False) -> tuple[Tensor, Tensor]:
         """Backbone and projector outputs of the deterministic view, float32 on the CPU."""
@@ -59,7 +61,13 @@ class Subject:
                 return self.encoder.encode(self.execution.images(views), momentum=momentum)
 
         backbone, projector = extract(
-            encode, images, size=self.size, mean=self.mean, std=self.std, device=self.execution.device
+            encode,
+            images,
+            size=self.size,
+            mean=self.mean,
+            std=self.std,
+            device=self.execution.device,
+            batch_size=self.batch_size,
         )
         return backbone, projector
 
@@ -91,15 +99,21 @@ class Judge:
     def __init__(self, setup: Setup, folder: RunFolder) -> None:
         self.setup, self.folder = setup, folder
         self.subject = Subject(
-            setup.encoder, setup.execution, setup.augment.size, setup.data.mean, setup.data.std
+            setup.encoder,
+            setup.execution,
+            setup.augment.size,
+            setup.data.mean,
+            setup.data.std,
+            setup.config.batch_size // setup.config.accumulate,
         )
         self.seed = judging_seed(setup.config.seed)
         train = setup.data.train
-        self.can_validate = train.labels is not None and len(train) > 1
-        if train.labels is not None and self.can_validate:
+        self.can_validate = False
+        if train.labels is not None:
             fit, held = validation_split(train.labels, VALIDATION_SHARE, self.seed)
             self.bank = train.subset(fit[random_subset(len(fit), VALIDATION_BANK, self.seed)])
             self.queries = train.subset(held[random_subset(len(held), VALIDATION_QUERIES, self.seed)])
+            self.can_validate = len(held) > 0
 
     def validate(self) -> float:
         """kNN accuracy (%) of the online backbone on a validation split of the training images."""
@@ -111,13 +125,13 @@ class Judge:
         setup, folder = self.setup, self.folder
         train, test, encoder = setup.data.train, setup.data.test, setup.encoder
         folder.save_encoder(encoder)
-        folder.save_skipped(setup.data.skipped)
         found: dict[str, Scores] = {}
         unjudged = []
         if train.labels is not None and test is not None:
             found = scores(self.subject, self._untrained(), train, test, self.seed)
         else:
-            unjudged.append("accuracy of kNN and linear probe: the images have no labels")
+            reason = "the images have no labels" if train.labels is None else "no image could be held out"
+            unjudged.append(f"accuracy of kNN and linear probe: {reason}")
         names = self._pictures(train, train if test is None else test)
         placement = encoder.placement
         flops = part_flops(encoder, self._example(1))
@@ -134,7 +148,7 @@ class Judge:
             "momentum_parts": list(placement.placed),
             "target_cost": {
                 "predicted": placement.cost(flops),
-                "measured": measured_cost(encoder, self._example(64)),
+                "measured": self._measured_cost(),
             },
             "parts": [
                 {
@@ -175,6 +189,7 @@ class Judge:
             width=min(projections.shape),
             trained=_both(found.get("backbone_online")),
             untrained=_both(found.get("untrained")),
+            judged_images=len(images) if images.classes is None or len(images.classes) > 1 else 0,
             losses=[(row["step"], row["loss"]) for row in rows if "loss" in row],
             timing=self.folder.read_timing(),
         )
@@ -182,17 +197,20 @@ class Judge:
     def _pictures(self, train: ImageSet, queries: ImageSet) -> list[list[str]] | None:
         """Save a sheet of views and one of nearest neighbours; returns the names beneath the latter."""
         subject = self.subject
-        bank = train.subset(random_subset(len(train), PICTURE_BANK, self.seed))
-        asked = queries.subset(random_subset(len(queries), PICTURES, self.seed + 1))
-        count = NEIGHBOURS + (queries is train)
-        _, index = nearest(subject.features(bank)[0], subject.features(asked)[0], count)
-        index = index[:, -NEIGHBOURS:]  # among its own set, an image is its own nearest
-        shown, sources = self._plain(asked), self._plain(bank)
-        neighbours = torch.cat([shown[:, None], sources[index]], dim=1)
-        draws = generator(self.setup.config.seed, "pictures")
-        views = self.setup.augment(asked.images.to(subject.execution.device), draws, asked.aspect)
+        order = torch.randperm(len(train), generator=generator(self.setup.config.seed, "pictures"))
+        viewed = train.subset(order[:PICTURES])
+        # Without held-out images, queries come from the training images, and are left out of the bank.
+        own = queries is train
+        asked = viewed if own else queries.subset(random_subset(len(queries), PICTURES, self.seed))
+        bank = train.subset(order[PICTURES * own :][:PICTURE_BANK])
+        if len(bank) < NEIGHBOURS:
+            return None
+        _, index = nearest(subject.features(bank)[0], subject.features(asked)[0], NEIGHBOURS)
+        neighbours = torch.cat([self._plain(asked)[:, None], self._plain(bank)[index]], dim=1)
+        draws = generator(self.setup.config.seed, "picture views")
+        views = self.setup.augment(viewed.images.to(subject.execution.device), draws, viewed.aspect)
         plain = [denormalise(view, subject.mean, subject.std).cpu() for view in views]
-        self.folder.save_pictures(torch.stack([shown, *plain], dim=1), neighbours)
+        self.folder.save_pictures(torch.stack([self._plain(viewed), *plain], dim=1), neighbours)
         if asked.labels is None or bank.labels is None or train.classes is None:
             return None
         labels = torch.cat([asked.labels[:, None], bank.labels[index]], dim=1)
@@ -209,6 +227,11 @@ class Judge:
         channels, size = self.setup.data.train.images.shape[1], self.subject.size
         images = torch.zeros(count, channels, size, size, device=self.subject.execution.device)
         return self.subject.execution.images(images)
+
+    def _measured_cost(self) -> float:
+        """Under the run's own precision and batch."""
+        with self.subject.execution.autocast():
+            return measured_cost(self.setup.encoder, self._example(self.subject.batch_size))
 
     def _speed(self) -> dict[str, float]:
         """Images a second (median of the log rows), and seconds of training in all sessions of the run."""

@@ -22,6 +22,11 @@ from tailfin.training.step import Step
 
 LOG_STEPS = 10
 """Steps between log rows: reading a loss makes the host wait for the device."""
+EPOCH_SECONDS = 10.0
+"""An epoch's end is worth a checkpoint only so long after the last one: on a GPU an epoch can take a second."""
+
+
+ADVICE = "Lower --lr or set --clip-grad"
 
 
 class Progress(Protocol):
@@ -105,7 +110,8 @@ class Loop:
                 state.step += 1
                 waited, counted = waited + batch.waited, counted + 1
                 epoch_ends = state.step % setup.steps_per_epoch == 0
-                if state.step % LOG_STEPS == 0 or epoch_ends:
+                logged = state.step % LOG_STEPS == 0 or epoch_ends
+                if logged:
                     loss = self._log()
                     now = time.perf_counter()
                     rate, wait = counted * setup.config.batch_size / (now - since), waited / (now - since)
@@ -113,11 +119,15 @@ class Loop:
                     if epoch_ends:
                         self._evaluate()
                     progress.step(state.step, loss, rate, wait, state.knn)
-                    since, waited, counted = time.perf_counter(), 0.0, 0
-                due = time.perf_counter() - saved > 60 * setup.config.checkpoint_minutes
-                if epoch_ends or due or caught:
+                elapsed = time.perf_counter() - saved
+                due = elapsed > 60 * setup.config.checkpoint_minutes or (
+                    epoch_ends and elapsed > EPOCH_SECONDS
+                )
+                if due or caught or state.step == setup.total_steps:
                     self._save()
                     saved = time.perf_counter()
+                if logged:
+                    since, waited, counted = time.perf_counter(), 0.0, 0
                 if caught and state.step < setup.total_steps:
                     raise Stopped(state.step, caught[0])
         self.metrics.close()
@@ -169,20 +179,26 @@ class Loop:
         raise Diverged(
             f"the loss is {float(losses[int(bad[0])])} since step {first + 1} (epoch "
             f"{first / setup.steps_per_epoch:.2f}) at learning rate {rate:.4g}; {where}; "
-            f"last finite loss {last}. Lower --lr or set --clip-grad"
+            f"last finite loss {last}. {ADVICE}"
         )
 
     def _save(self) -> None:
         setup, state = self.setup, self.state
         losses = torch.stack(state.losses).cpu() if state.losses else torch.empty(0)
-        if not bool(losses.isfinite().all()):
-            self._check_finite(losses.double())
+        self._check_finite(losses.double())
         tensors = {
             **checkpoint.module_tensors("encoder", setup.encoder),
             **checkpoint.module_tensors("method", setup.method),
             **checkpoint.optimizer_tensors(self.train_step.optimizer),
             "losses": losses,
         }
+        broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+        if broken is not None:
+            rate = self.train_step.learning_rate(state.step - 1)
+            raise Diverged(
+                f"{broken} is not finite after step {state.step} (epoch {state.step / setup.steps_per_epoch:.2f}) at "
+                f"learning rate {rate:.4g}, though the loss still was. {ADVICE}"
+            )
         lengths = {"metrics": self.metrics.sync(), "timing": self.timing.sync()}
         progress = {
             "step": state.step,
@@ -209,7 +225,11 @@ class Loop:
         checkpoint.load_module("encoder", setup.encoder, held.tensors)
         checkpoint.load_module("method", setup.method, held.tensors)
         checkpoint.load_optimizer(self.train_step.optimizer, held.tensors)
-        self.state = State(held.progress["step"], list(held.tensors["losses"]), held.progress["knn"])
+        self.state = State(
+            held.progress["step"],
+            list(held.tensors["losses"].to(setup.execution.device)),
+            held.progress["knn"],
+        )
         lengths: dict[str, int] = held.progress["lengths"]
         return lengths
 

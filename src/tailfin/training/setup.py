@@ -10,10 +10,11 @@ from torch import nn
 
 from tailfin import backbones, methods
 from tailfin.data.load import load
+from tailfin.data.store import SMALL_SIDE
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.errors import UserError, unknown
 from tailfin.methods.base import Method
-from tailfin.momentum import Decay, MomentumEncoder, split
+from tailfin.momentum import Decay, MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, fastest, find_device
@@ -21,9 +22,6 @@ from tailfin.training.seeds import derive
 from tailfin.views import recipes
 from tailfin.views.augment import Augment
 from tailfin.views.recipes import ViewRecipe
-
-LARGEST_KEPT_SIDE = 96
-"""Images of one size up to this side (pixels) are viewed at their own size."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,9 @@ class Setup:
 
 def load_data(config: Config, device: torch.device) -> Dataset:
     """The images that `config` names."""
-    size = config.image_size or (224 if device.type == "cuda" else 64)
     return load(
         config.data,
-        image_size=size,
+        image_size=config.image_size or _usual_size(device),
         limit=config.limit,
         seed=config.seed,
         tolerate=config.tolerate,
@@ -91,7 +88,9 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
         )
     size, channels = cast(int, config.image_size), data.train.images.shape[1]
     encoder, method = build(config, method_type, channels, len(data.train), steps * config.epochs)
-    sample = data.train.images[: min(16, len(data.train))].float().div(255)
+    # A GPU is timed on what it will be given: with a few images it would time its launches. On CPUs a few suffice.
+    micro = config.batch_size // config.accumulate if device.type == "cuda" else 16
+    sample = data.train.images[: min(micro, len(data.train))].float().div(255)
     example = nn.functional.interpolate(sample, size=(size, size))
     execution = fastest(
         encoder.parts, example, device, precision=config.precision, memory_format=config.memory_format
@@ -115,15 +114,12 @@ def build(
         images: Size of the training set.
         total_steps: Length of the decay's schedule.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
         size = cast(int, config.image_size)
-        parts = split(backbones.create(cast(str, config.backbone), image_size=size, channels=channels))
-        with torch.no_grad():
-            parts.eval()
-            features = int(parts(torch.zeros(1, channels, size, size)).shape[1])
-            parts.train()
-        method = _method(method_type, config, features, images)
+        parts = backbones.create_parts(cast(str, config.backbone), image_size=size, channels=channels)
+        features = backbones.feature_width(parts, image_size=size, channels=channels)
+        method = make_method(method_type, config, features=features, images=images)
         projector = method.projector(features)
     placement = Placement.parse(config.momentum, (*parts.names, PROJECTOR))
     if placement.shares_gradient and method_type.stop_gradient:
@@ -150,15 +146,20 @@ def fingerprint(images: ImageSet) -> str:
 
 def _resolved(config: Config, method_type: type[Method], images: ImageSet, device: torch.device) -> Config:
     recipe = method_type.recipe
+    if config.lr is None and config.optimizer not in (None, recipe.optimizer):
+        raise UserError(
+            f"--optimizer {config.optimizer} is not the published one ({recipe.optimizer}), and the published "
+            "learning rate does not fit it: give --lr"
+        )
     height, width = images.images.shape[-2:]
-    # Data loading has squashed what was not small and of one size to a canvas, and then kept the aspects.
-    own = images.aspect is None and max(height, width) <= LARGEST_KEPT_SIDE
-    size = config.image_size or (min(height, width) if own else 224 if device.type == "cuda" else 64)
+    own = images.aspect is None and max(height, width) <= SMALL_SIDE
+    size = config.image_size or (min(height, width) if own else _usual_size(device))
     decay = recipe.decay if config.decay is None else config.decay
     published_end = recipe.decay_end if config.decay is None else decay
     warmup = min(recipe.warmup_epochs, config.epochs / 10)
     return replace(
         config,
+        data=str(Path(config.data).expanduser().resolve()) if Path(config.data).exists() else config.data,
         momentum=recipe.placement if config.momentum == "published" else config.momentum,
         decay=decay,
         decay_end=published_end if config.decay_end is None else config.decay_end,
@@ -172,12 +173,25 @@ def _resolved(config: Config, method_type: type[Method], images: ImageSet, devic
     )
 
 
-def _method(method_type: type[Method], config: Config, features: int, images: int) -> Method:
+def _usual_size(device: torch.device) -> int:
+    """Side of the views, in pixels, of images that are not small and of one size."""
+    return 224 if device.type == "cuda" else 64
+
+
+def make_method(method_type: type[Method], config: Config, *, features: int, images: int) -> Method:
+    """The method with its options, for a backbone and a training set of these sizes.
+
+    Raises:
+        UserError: An option that the method lacks, or a value that it cannot take.
+    """
     options: dict[str, Any] = {**method_type.defaults(features, images)}
     for name, value in config.method_options.items():
         if name not in options:
             raise unknown("method option", name, options, where=f"--method-options of {config.method}")
-        options[name] = type(options[name])(value)
+        kind = type(options[name])
+        if kind is int and not value.is_integer():
+            raise UserError(f"--method-options {name} is {value}; it must be a whole number")
+        options[name] = kind(value)
     try:
         return method_type(**options)
     except ValueError as error:

@@ -24,7 +24,7 @@ class Step:
         published = config.optimizer == recipe.optimizer
         self.peak = cast(float, config.lr) * config.batch_size / 256
         self.optimizer = optimizers.build(
-            config.optimizer or recipe.optimizer,
+            cast(optimizers.Kind, config.optimizer),
             (setup.encoder, setup.method),
             lr=self.peak,
             weight_decay=cast(float, config.weight_decay),

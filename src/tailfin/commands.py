@@ -1,8 +1,10 @@
 """The commands `pretrain`, `evaluate` and `report`, from settings to a finished run folder."""
 
 import shlex
+import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ import torch
 from tailfin import backbones, methods
 from tailfin.errors import UserError
 from tailfin.files import write_atomically
-from tailfin.momentum import split
 from tailfin.momentum.cost import part_flops
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training import checkpoint
@@ -23,13 +24,13 @@ from tailfin.training.folder import RunFolder
 from tailfin.training.judging import Judge, Subject, judging_seed, scores
 from tailfin.training.loop import Diverged, Loop, Stopped
 from tailfin.training.progress import best
-from tailfin.training.setup import Setup, build, load_data, prepare
+from tailfin.training.setup import Setup, build, load_data, make_method, prepare
 
 MOST_NAMED = 20
 """Unreadable images that are named on the screen; the list in the run folder holds them all."""
 
 
-def command(config: Config, resumed: Config | None) -> int:
+def pretrain(config: Config, resumed: Config | None) -> int:
     """`tailfin pretrain`: returns the exit code.
 
     Args:
@@ -44,6 +45,8 @@ def command(config: Config, resumed: Config | None) -> int:
         if changed:
             raise UserError(f"--resume continues the same run, but {'; '.join(changed)}")
         folder = RunFolder.open(Path(resumed.out or ""))
+        if config.out != resumed.out:
+            raise UserError(f"--resume goes on in {folder.path}; --out {config.out} cannot move the run")
         if folder.result.exists():
             print(f"{folder.path} is finished; its report is {folder.report}")
             return 0
@@ -53,14 +56,16 @@ def command(config: Config, resumed: Config | None) -> int:
         print(f"{stop}; go on with: tailfin pretrain --resume {shlex.quote(str(folder.path))}")
         return 128 + stop.signal
     except Diverged as error:
+        write_report(folder, {"verdict": {"state": "diverged", "words": str(error), "evidence": []}})
         print(f"tailfin: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError:
-        print(
-            f"tailfin: the device's memory is full at --batch-size {config.batch_size}; cut it into micro-batches "
-            f"with --accumulate {2 * config.accumulate}",
-            file=sys.stderr,
+        size, more = config.batch_size, config.accumulate + 1
+        finer = next((n for n in range(more, size // 2 + 1) if size % n == 0), None)
+        advice = (
+            f"cut it into micro-batches with --accumulate {finer}" if finer else "take a smaller --batch-size"
         )
+        print(f"tailfin: the device's memory is full at --batch-size {size}; {advice}", file=sys.stderr)
         return 1
     finally:
         with suppress(OSError):  # a folder that never became a run is not left behind
@@ -76,21 +81,21 @@ def check(config: Config) -> None:
     method = methods.load(config.method)
     find_device(config.device)
     name = config.backbone or backbones.NARROW
-    model = backbones.create(name, image_size=config.image_size or 64)
+    parts = backbones.create_parts(name, image_size=config.image_size or 64)
     text = method.recipe.placement if config.momentum == "published" else config.momentum
-    try:
-        names = split(model).names
-    except ValueError as error:
-        raise UserError(f"--backbone {name}: {error}") from None
-    placement = Placement.parse(text, (*names, PROJECTOR))
-    if config.through and not placement.placed:
-        raise UserError(f"--through needs a part with momentum; --momentum {text} has none")
+    placement = Placement.parse(text, (*parts.names, PROJECTOR))
+    if config.through and not 0 < placement.fork < len(placement.names):
+        raise UserError(
+            f"--through needs parts before the first one with momentum; --momentum {text} has none"
+        )
+    make_method(method, config, features=512, images=2)
 
 
 def _train(config: Config, folder: RunFolder) -> int:
     keep_freed_memory()
     setup = prepare(config)
     settings.save(setup.config, folder.config)
+    folder.save_skipped(setup.data.skipped)
     _say_choices(setup, folder)
     judge = Judge(setup, folder)
     loop = Loop(setup, folder, judge.validate if judge.can_validate else None)
@@ -100,13 +105,31 @@ def _train(config: Config, folder: RunFolder) -> int:
     finally:
         progress.close()
     print(f"trained; judging on {setup.config.device}", flush=True)
-    result = judge.finish()
+    with _saying_how_to_go_on(folder):
+        result = judge.finish()
     write_report(folder)
     _say_result(result, folder)
     return 0
 
 
-def evaluate_command(run: Path, data: str | None, limit: int | None, device: str) -> int:
+@contextmanager
+def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """Judging keeps nothing half done: interrupted, it is done again from the last checkpoint."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped while judging; go on with: tailfin pretrain --resume {shlex.quote(str(folder.path))}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def evaluate(run: Path, data: str | None, limit: int | None, device: str) -> int:
     """`tailfin evaluate`: returns the exit code."""
     folder = RunFolder.open(run)
     config = folder.read_config()
@@ -115,7 +138,7 @@ def evaluate_command(run: Path, data: str | None, limit: int | None, device: str
     asked = replace(config, data=data or config.data, limit=config.limit if limit is None else limit)
     images = load_data(asked, place)
     if images.test is None:
-        raise UserError(f"{asked.data} has no labels to judge with")
+        raise UserError(f"{asked.data} has no labels to judge with, or no image could be held out")
     channels, count = held.progress["channels"], held.progress["images"]
     if images.train.images.shape[1] != channels:
         raise UserError(
@@ -129,7 +152,8 @@ def evaluate_command(run: Path, data: str | None, limit: int | None, device: str
             checkpoint.load_module("encoder", encoder, held.tensors)
         execution.place(encoder)
         mean, std = tuple(held.progress["mean"]), tuple(held.progress["std"])
-        subjects.append(Subject(encoder, execution, config.image_size or 0, mean, std))
+        micro = config.batch_size // config.accumulate
+        subjects.append(Subject(encoder, execution, config.image_size or 0, mean, std, micro))
     found = scores(subjects[0], subjects[1], images.train, images.test, judging_seed(config.seed))
     print(f"{run} after step {held.progress['step']}, judged on {asked.data}: ", end="")
     print(f"{len(images.train)} training images, {len(images.test)} test images")
@@ -137,18 +161,23 @@ def evaluate_command(run: Path, data: str | None, limit: int | None, device: str
     return 0
 
 
-def report_command(run: Path) -> int:
+def report(run: Path) -> int:
     """`tailfin report`: returns the exit code."""
     folder = RunFolder.open(run)
     print(f"report: {write_report(folder)}")
     return 0
 
 
-def write_report(folder: RunFolder) -> Path:
-    """Build report.html from what the run folder holds, finished or not."""
+def write_report(folder: RunFolder, unfinished: Mapping[str, Any] | None = None) -> Path:
+    """Build report.html from what the run folder holds, finished or not.
+
+    Args:
+        folder: The run.
+        unfinished: Results of a run that came to no result.json, such as the verdict on one that diverged.
+    """
     from tailfin.report.page import PartRow, ReportContent, render
 
-    result = folder.read_result()
+    result = unfinished or folder.read_result()
     pictures = folder.read_pictures()
     content = ReportContent(
         config=settings.as_dict(folder.read_config()),
@@ -163,7 +192,7 @@ def write_report(folder: RunFolder) -> Path:
         skipped=folder.read_skipped(),
         command=f"tailfin pretrain --config {shlex.quote(str(folder.config))}",
     )
-    write_atomically(folder.report, render(content).encode())
+    write_atomically(folder.report, render(content).encode(errors="backslashreplace"))
     return folder.report
 
 
