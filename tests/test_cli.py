@@ -168,6 +168,17 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["evaluate", "nowhere"], "no run at nowhere"),
         (["report", "nowhere"], "no run at nowhere"),
         (["list", "placements", "--backbone", "resnet19"], "unknown backbone 'resnet19'"),
+        (["list", "placements", "--backbone", "mobilenetv3_small_050"], "without a mapping"),
+        (["list", "placements", "--image-size", "0"], "--image-size is 0"),
+        (["pretrain", "--backbone", "legacy_seresnet18"], "cannot split a SENet without a mapping"),
+        (["pretrain", "--momentum", "all", "--through"], "--through needs parts before"),
+        (["pretrain", "--resume", ""], "--resume is empty"),
+        (["pretrain", "--workers", "-1"], "--workers is -1"),
+        (["pretrain", "--clip-grad", "nan"], "--clip-grad is nan; it must be finite"),
+        (["pretrain", "--warmup-epochs", "99"], "longer than --epochs 10"),
+        (["pretrain", "--optimizer", "adamw"], "give --lr"),
+        (["pretrain", "--method-options", "temprature", "1"], "did you mean .temperature."),
+        (["pretrain", "--method-options", "hidden", "1.5"], "must be a whole number"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

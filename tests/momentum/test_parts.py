@@ -159,3 +159,26 @@ def test_backbones_by_name() -> None:
     assert create("vit_tiny_patch16_224", image_size=64)(torch.randn(2, 3, 64, 64)).shape == (2, 192)
     with pytest.raises(UserError, match=r"'resnet81' in --backbone; nearest of .*resnet18"):
         create("resnet81", image_size=32)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_a_module_in_two_places_and_a_forward_of_its_own_are_kept() -> None:
+    act = nn.Tanh()
+    model = nn.Sequential(nn.Linear(3, 4), act, Residual(nn.Linear(4, 4), act), nn.Linear(4, 2), act)
+    x = torch.randn(5, 3)
+    parts = tailfin.split(model)
+    assert parts.names == ("0", "1", "2", "3", "4")
+    assert torch.equal(parts(x), model(x))
+    with pytest.raises(ValueError, match="cannot split a Residual without a mapping"):
+        tailfin.split(Residual(nn.Linear(3, 3)))
+
+
+@pytest.mark.parametrize("name", ["none", "projector", "backbone", "a,b", "a:"])
+def test_part_names_that_placements_read_otherwise_are_refused(name: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="cannot be called"):
+        tailfin.MomentumEncoder(tailfin.split(model, {name: ["0"], "end": ["1"]}), placement="end")

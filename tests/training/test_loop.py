@@ -132,7 +132,7 @@ def test_micro_batches_add_up_to_the_batch(settings: Make, data: Dataset, tmp_pa
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     settings: Make, data: Dataset, tmp_path: Path
 ) -> None:
-    config = settings(epochs=2)
+    config = settings(epochs=2, checkpoint_minutes=0.0)
     setup = prepare(config, data)
     loop = Loop(setup, RunFolder(tmp_path), None)
     original = setup.method.loss
@@ -147,8 +147,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     ):
         loop.run(Silent())
     held = checkpoint.load(tmp_path / "checkpoint.safetensors")
-    assert held.progress["step"] == 5
+    assert held.progress["step"] == 7
     assert all(bool(value.isfinite().all()) for value in held.tensors.values())
+
+
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(
+    settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    setup = prepare(settings(epochs=1, checkpoint_minutes=0.0), data)
+    loop = Loop(setup, RunFolder(tmp_path), None)
+    step = loop.train_step.optimizer.step
+    calls = iter(range(100))
+
+    def poison() -> None:
+        step()
+        if next(calls) == 2:
+            setup.encoder.part("projector")[0].weight.data.fill_(float("inf"))  # type: ignore[index, union-attr]
+
+    loop.train_step.optimizer.step = poison  # type: ignore[method-assign, assignment]
+    with pytest.raises(
+        Diverged, match=r"encoder/projector\.0\.weight is not finite after step 3 .*though the loss"
+    ):
+        loop.run(Silent())
+    assert checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 2
 
 
 def test_every_placement_trains(settings: Make, data: Dataset, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def make_method(method_type: type[Method], config: Config, *, features: int, ima
         if name not in options:
             raise unknown("method option", name, options, where=f"--method-options of {config.method}")
         kind = type(options[name])
-        if kind is int and not value.is_integer():
+        if kind is int and not float(value).is_integer():
             raise UserError(f"--method-options {name} is {value}; it must be a whole number")
         options[name] = kind(value)
     try:
