@@ -16,7 +16,7 @@ FORMAT = 1
 """Raised when a setting changes its meaning, so that an old file is refused and not misread."""
 
 HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes"})
-"""Settings that do not change what a run computes; a resumed run may take new ones."""
+"""Settings that do not change what a run computes."""
 
 
 @dataclass(frozen=True)

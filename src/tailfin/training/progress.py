@@ -34,6 +34,19 @@ class Lines:
         """Nothing to tidy up."""
 
 
+def decoding() -> Callable[[int, int], None]:
+    """Says how far decoding has come, at most every ten seconds; quick sets pass in silence."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= QUIET_SECONDS:
+            last = time.monotonic()
+            print(f"decoding    {done} of {total} images", flush=True)
+
+    return tell
+
+
 class Bar:
     """A progress bar by rich."""
 

@@ -16,6 +16,7 @@ from tailfin.errors import UserError, unknown
 from tailfin.methods.base import Method
 from tailfin.momentum import Decay, MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR, Placement
+from tailfin.training import progress
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, fastest, find_device
 from tailfin.training.seeds import derive
@@ -62,6 +63,7 @@ def load_data(config: Config, device: torch.device) -> Dataset:
         tolerate=config.tolerate,
         cache=Path(config.cache).expanduser() if config.cache else None,
         workers=config.workers,
+        progress=progress.decoding(),
     )
 
 
