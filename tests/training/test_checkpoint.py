@@ -32,7 +32,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert held.tensors[name].dtype == value.dtype
 
 
-@pytest.mark.parametrize("where", [0, 40, -1, -9])
+@pytest.mark.parametrize("where", [0, 9, 40, 60, 80, 100, 140, 180, 220, -1, -9])
 def test_one_wrong_bit_is_noticed(tmp_path: Path, where: int) -> None:
     path = tmp_path / "c"
     saved(path)

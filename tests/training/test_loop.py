@@ -258,3 +258,14 @@ def test_odd_images_are_judged_in_their_own_geometry(settings: Make, data: Datas
     result = Judge(loop.setup, loop.folder).finish()
     assert result["linear"] is not None
     assert loop.folder.read_pictures()["views"].shape == (8, 3, 3, 8, 8)
+
+
+def test_judging_in_between_leaves_the_training_as_it_was(
+    settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    config = settings(buffers="ema", momentum="layer4:", epochs=2)
+    often, never = tmp_path / "often", tmp_path / "never"
+    run(replace(config, knn_evaluations=2), data, often)
+    run(replace(config, knn_evaluations=0), data, never)
+    first, second = (checkpoint.load(path / "checkpoint.safetensors").tensors for path in (often, never))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -34,7 +34,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any])
     from safetensors.torch import save as serialise
 
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "crc32": str(_checksum(held)), "progress": json.dumps(dict(progress))}
+    plain = json.dumps(dict(progress))
+    metadata = {"format": FORMAT, "crc32": str(_checksum(held, plain)), "progress": plain}
     write_atomically(path, serialise(held, metadata=metadata))
 
 
@@ -59,7 +60,7 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"no checkpoint {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"checkpoint {path} is damaged or not safetensors: {error}") from None
-    if metadata.get("crc32") != str(_checksum(tensors)):
+    if metadata.get("crc32") != str(_checksum(tensors, metadata.get("progress", ""))):
         raise UserError(f"checkpoint {path} is damaged: its contents do not match their checksum")
     return Checkpoint(tensors, json.loads(metadata["progress"]))
 
@@ -108,8 +109,8 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    total = 0
+def _checksum(tensors: Mapping[str, Tensor], progress: str) -> int:
+    total = zlib.crc32(progress.encode())
     for name in sorted(tensors):
         total = zlib.crc32(name.encode(), total)
         values = tensors[name].contiguous().reshape(-1)

@@ -54,6 +54,7 @@ class Subject:
 
     def features(self, images: ImageSet, *, momentum: bool = False) -> tuple[Tensor, Tensor]:
         """Backbone and projector outputs of the deterministic view, float32 on the CPU."""
+        training = self.encoder.training
         self.encoder.eval()
 
         def encode(views: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,6 +70,9 @@ class Subject:
             device=self.execution.device,
             batch_size=self.batch_size,
         )
+        self.encoder.train(
+            training
+        )  # a training that went on in eval mode would hardly learn, and say nothing
         return backbone, projector
 
 

@@ -157,8 +157,6 @@ class Loop:
         if self.validate is None or epoch not in self._evaluations:
             return
         state.knn = self.validate()
-        setup.encoder.train()
-        setup.method.train()
         self.metrics.write({"step": state.step, "epoch": epoch, "knn": state.knn})
 
     def _check_finite(self, losses: Tensor) -> None:
