@@ -175,7 +175,7 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["pretrain", "--resume", ""], "--resume is empty"),
         (["pretrain", "--workers", "-1"], "--workers is -1"),
         (["pretrain", "--clip-grad", "nan"], "--clip-grad is nan; it must be finite"),
-        (["pretrain", "--warmup-epochs", "99"], "longer than --epochs 10"),
+        (["pretrain", "--warmup-epochs", "99"], "longer than --epochs 8"),
         (["pretrain", "--optimizer", "adamw"], "give --lr"),
         (["pretrain", "--method-options", "temprature", "1"], "did you mean .temperature."),
         (["pretrain", "--method-options", "hidden", "1.5"], "must be a whole number"),

@@ -47,7 +47,7 @@ class Config:
     """Side of the views in pixels. Open: the images' own up to 96, else 64 on a CPU and 224 on a GPU."""
     crop_min: float | None = None
     """Smallest crop, as a share of the image's area. Open: as published."""
-    epochs: int = 10
+    epochs: int = 8
     """Passes over the training images."""
     batch_size: int = 256
     """Images an optimizer step."""
