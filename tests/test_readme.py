@@ -42,8 +42,7 @@ def test_every_option_and_command_in_the_docs_exists() -> None:
         text = path.read_text(encoding="utf-8")
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
         assert used <= known, f"{path.name}: {used - known}"
-        for command in re.findall(r"tailfin ([a-z]+) [-A-Za-z]", text):
-            if f"`tailfin {command}" in text or f"\ntailfin {command}" in text:
-                assert command in ("pretrain", "evaluate", "report", "list"), command
+        for command in re.findall(r"(?:`|\n|&& )tailfin ([a-z]+)", text):
+            assert command in ("pretrain", "evaluate", "report", "list"), command
         for link in re.findall(r"\]\(([^)#h][^)]*)\)", text):
             assert (path.parent / link).exists(), link

@@ -86,7 +86,7 @@ class Config:
     cache: str | None = None
     """Folder of decoded images and downloads. Open: ~/.cache/tailfin."""
     checkpoint_minutes: float = 5.0
-    """Longest time between checkpoints; there is one after each epoch as well."""
+    """Longest time between checkpoints; the end of an epoch brings one too, ten seconds or more after the last."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
