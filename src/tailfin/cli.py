@@ -24,6 +24,7 @@ usage: tailfin COMMAND [OPTIONS]
   evaluate   judge a run's encoder again, on its own data or on other data
   report     rebuild a run's report.html
   list       methods, backbones, and placements with their cost
+  study      a grid of runs from a file, side by side, with statistics over seeds and what they say about the claims
 
 examples:
   tailfin pretrain                                          generated images, some minutes on two cores
@@ -57,11 +58,31 @@ examples:
   tailfin evaluate runs/photos
   tailfin evaluate runs/photos --data cifar10                  its features on other labelled images"""
 
+ADVISE = """\
+Say where momentum would steady this training most: trains for a short phase, measures each part, and trains no further.
+
+example:
+  tailfin advise --data cifar10 --method byol --backbone resnet18
+
+The options are those of pretrain; --momentum auto does the same before a run and goes on with the advice."""
+
 REPORT = """\
 Rebuild a run's report.html from what the run folder holds.
 
 example:
   tailfin report runs/photos"""
+
+STUDY = """\
+Run every cell of a study file, side by side and resumable; write a table and a report with intervals and verdicts.
+
+examples:
+  tailfin study studies/cpu-placement.toml
+  tailfin study studies/cpu-placement.toml --plan                      what there is to do, and how long it takes
+  tailfin study studies/cpu-placement.toml --data photos/cifar10       where the images lie
+  tailfin study studies/gpu-methods.toml --data cifar10=a/ cifar100=b/ --jobs 4
+  tailfin study studies/cpu-decay.toml --seeds 1 --limit-minutes 60
+
+Finished cells are never run again; the same command goes on with a study that was stopped or killed."""
 
 LIST = """\
 Name the methods, the backbones, or the placements of a backbone with their cost.
@@ -105,6 +126,26 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Study:
+    """What to run, and where."""
+
+    file: tyro.conf.Positional[str]
+    """The study file."""
+    out: str | None = None
+    """The study's folder. Open: results/ and the file's name."""
+    data: tuple[str, ...] = ()
+    """Where the images lie: a path, or NAME=PATH for each data set that the file names."""
+    jobs: int | None = None
+    """Cells side by side. Open: one a processor, or as many as fit in the GPU's memory."""
+    plan: bool = False
+    """Only print the cells, their state, and the time and memory that they will take, measured."""
+    seeds: int | None = None
+    """This many seeds instead of those that the file lists."""
+    limit_minutes: float | None = None
+    """Stop after so many minutes, in good order."""
+
+
+@dataclass(frozen=True)
 class List:
     """What to list."""
 
@@ -144,7 +185,14 @@ def _run(words: list[str]) -> int:
 
         print(f"tailfin {__version__}")
         return 0
-    commands = {"pretrain": _pretrain, "evaluate": _evaluate, "report": _report, "list": _list}
+    commands = {
+        "pretrain": _pretrain,
+        "advise": _advise,
+        "evaluate": _evaluate,
+        "report": _report,
+        "list": _list,
+        "study": _study,
+    }
     if command not in commands:
         raise unknown("command", command, commands)
     return commands[command](rest)
@@ -173,6 +221,13 @@ def _pretrain(words: list[str]) -> int:
     return commands.pretrain(config, base if resumed else None)
 
 
+def _advise(words: list[str]) -> int:
+    chosen = _parse(Config, words, "advise", ADVISE, Config())
+    from tailfin import commands
+
+    return commands.advise_only(chosen)
+
+
 def _evaluate(words: list[str]) -> int:
     chosen = _parse(Evaluate, words, "evaluate", EVALUATE)
     from tailfin import commands
@@ -185,6 +240,17 @@ def _report(words: list[str]) -> int:
     from tailfin import commands
 
     return commands.report(Path(chosen.run))
+
+
+def _study(words: list[str]) -> int:
+    chosen = _parse(Study, words, "study", STUDY)
+    from tailfin.study.command import Options, study
+
+    out = None if chosen.out is None else Path(chosen.out)
+    options = Options(
+        Path(chosen.file), out, chosen.data, chosen.jobs, chosen.seeds, chosen.limit_minutes, chosen.plan
+    )
+    return study(options)
 
 
 def _list(words: list[str]) -> int:

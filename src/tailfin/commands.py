@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from tailfin import backbones, methods
+from tailfin.data.types import Dataset
 from tailfin.errors import UserError
-from tailfin.files import write_atomically
+from tailfin.files import write_atomically, write_json
 from tailfin.momentum.cost import part_flops
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training import checkpoint
 from tailfin.training import config as settings
+from tailfin.training.advice import Advice, advise
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, find_device, keep_freed_memory
 from tailfin.training.folder import RunFolder
@@ -26,6 +28,7 @@ from tailfin.training.loop import Diverged, Loop, Stopped
 from tailfin.training.progress import best
 from tailfin.training.setup import Setup, build, load_data, make_method, prepare
 
+AUTO = "auto"
 MOST_NAMED = 20
 """Unreadable images that are named on the screen; the list in the run folder holds them all."""
 
@@ -82,7 +85,7 @@ def check(config: Config) -> None:
     find_device(config.device)
     name = config.backbone or backbones.NARROW
     parts = backbones.create_parts(name, image_size=config.image_size or 64)
-    text = method.recipe.placement if config.momentum == "published" else config.momentum
+    text = method.recipe.placement if config.momentum in ("published", AUTO) else config.momentum
     placement = Placement.parse(text, (*parts.names, PROJECTOR))
     if config.through and not 0 < placement.fork < len(placement.names):
         raise UserError(
@@ -93,7 +96,10 @@ def check(config: Config) -> None:
 
 def _train(config: Config, folder: RunFolder) -> int:
     keep_freed_memory()
-    setup = prepare(config)
+    data = load_data(config, find_device(config.device))
+    if config.momentum == AUTO:
+        config = replace(config, momentum=_advised(config, data, folder))
+    setup = prepare(config, data)
     settings.save(setup.config, folder.config)
     folder.save_skipped(setup.data.skipped)
     _say_choices(setup, folder)
@@ -110,6 +116,31 @@ def _train(config: Config, folder: RunFolder) -> int:
     write_report(folder)
     _say_result(result, folder)
     return 0
+
+
+def _advised(config: Config, data: Dataset, folder: RunFolder) -> str:
+    advice = advise(config, data)
+    _say_advice(advice)
+    write_json(folder.advice, asdict(advice))
+    return advice.placement
+
+
+def advise_only(config: Config) -> int:
+    """`tailfin advise`: returns the exit code."""
+    config = replace(config, momentum=AUTO)
+    check(config)
+    keep_freed_memory()
+    _say_advice(advise(config, load_data(config, find_device(config.device))))
+    return 0
+
+
+def _say_advice(advice: Advice) -> None:
+    print(f"{'part':<14}{'drift':>8}{'gradient varies':>17}{'of the FLOPs':>14}")
+    for part in advice.parts:
+        varies = "-" if part.variation is None else f"{100 * part.variation:.1f} %"
+        mark = "  unstable" if part.unstable else ""
+        print(f"{part.name:<14}{part.drift:>8.3f}{varies:>17}{100 * part.share:>12.1f} %{mark}")
+    print(f"advice: --momentum {advice.placement}. {advice.words}", flush=True)
 
 
 @contextmanager
@@ -183,6 +214,7 @@ def write_report(folder: RunFolder, unfinished: Mapping[str, Any] | None = None)
         config=settings.as_dict(folder.read_config()),
         metrics=folder.read_metrics(),
         timing=folder.read_timing(),
+        stability=folder.read_stability(),
         result=result,
         parts=[PartRow(**row) for row in result.get("parts", [])],
         placement=folder.read_config().momentum,

@@ -37,6 +37,21 @@ def content(parts: list[PartRow]) -> ReportContent:
             *({"step": s, "epoch": s / 100, "knn": 30.0 + s / 20} for s in (100, 200, 300)),
         ],
         timing=[{"step": s, "images_per_second": 2000.0 + s, "data_wait": 0.031} for s in range(50, 400, 50)],
+        stability=[
+            {"step": 10 * i, "gradient": {"stem": [0.1] * 10, "layer4": [0.2 + 0.01 * i] * 10}}
+            for i in range(1, 31)
+        ]
+        + [
+            {
+                "step": s,
+                "probe": {
+                    "gap": {"stem": 1.0, "layer4": 0.9},
+                    "online_drift": {"stem": 0.1, "layer4": 0.3},
+                    "target_drift": {"stem": 0.1, "layer4": 0.1},
+                },
+            }
+            for s in (100, 200, 300)
+        ],
         result={
             "knn": 57.5,
             "linear": 60.6,

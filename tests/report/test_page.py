@@ -8,11 +8,12 @@ from tailfin.report.page import ReportContent, render
 
 from .document import Element, read
 
-EMPTY = ReportContent({}, [], [], {}, [], "none", None, None, None, [], "")
+EMPTY = ReportContent({}, [], [], [], {}, [], "none", None, None, None, [], "")
 SECTIONS = [
     "results",
     "accuracy",
     "curves",
+    "stability",
     "encoder",
     "views",
     "neighbours",
@@ -66,7 +67,7 @@ def test_every_picture_has_words(content: ReportContent) -> None:
     assert len(pictures) == 3 * 3 + 2 * 4
     assert len({picture.attributes["alt"] for picture in pictures}) == len(pictures)
     plots = document.all("svg")
-    assert len(plots) == 5
+    assert len(plots) == 9
     assert all(plot.attributes["role"] == "img" and len(plot.attributes["aria-label"]) > 20 for plot in plots)
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tailfin.evaluation import collapse
-from tailfin.stability import verdict
+from tailfin.stability import collapse, verdict
 
 
 def judged(**changes: object) -> verdict.Verdict:

@@ -109,6 +109,21 @@ class MomentumEncoder(nn.Module):
         """
         return self._path((x, x), self.names, self._run_target if momentum else self._run_online)
 
+    def online_parts(self) -> dict[str, nn.Module]:
+        """The online modules by part name, in order: where monitors listen."""
+        return {name: self.part(name) for name in self.names}
+
+    def boundaries(self, view: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Every part's output on the online and on the target path; before the fork they are the same tensors.
+
+        Args:
+            view: Images [N, C, H, W].
+        """
+        online: dict[str, Tensor] = {}
+        target: dict[str, Tensor] = {}
+        self._both(view, online, target)
+        return online, {name: target.get(name, online[name]) for name in self.names}
+
     @torch.no_grad()
     def update(self) -> None:
         """One momentum update; call it after each optimizer step that was really taken (or see `follow`)."""
@@ -187,22 +202,31 @@ class MomentumEncoder(nn.Module):
         held._apply(keep_precision)
         return self
 
-    def _both(self, x: Tensor) -> tuple[Outputs, Outputs]:
+    def _both(
+        self,
+        x: Tensor,
+        online_seen: dict[str, Tensor] | None = None,
+        target_seen: dict[str, Tensor] | None = None,
+    ) -> tuple[Outputs, Outputs]:
         fork = self.placement.fork
-        shared = self._path((x, x), self.names[:fork], self._run_online)
+        shared = self._path((x, x), self.names[:fork], self._run_online, online_seen)
         own = self.names[fork:]
-        online = self._path(shared, own, self._run_online)
+        online = self._path(shared, own, self._run_online, online_seen)
         if not own:
             return online, online
         with torch.set_grad_enabled(self.through and torch.is_grad_enabled()):
             start = shared if self.through else (shared[0].detach(), shared[1].detach())
-            return online, self._path(start, own, self._run_target)
+            return online, self._path(start, own, self._run_target, target_seen)
 
-    def _path(self, start: Outputs, names: Iterable[str], run: Run) -> Outputs:
-        """Features and last output after running the parts called `names` from `start`."""
+    def _path(
+        self, start: Outputs, names: Iterable[str], run: Run, seen: dict[str, Tensor] | None = None
+    ) -> Outputs:
+        """Features and last output after running the parts called `names` from `start`; outputs go to `seen`."""
         features, x = start
         for name in names:
             x = run(name, x)
+            if seen is not None:
+                seen[name] = x
             if name != PROJECTOR:
                 features = x
         return features, x

@@ -34,6 +34,7 @@ class ReportContent:
         metrics: Rows {"step", "epoch", "loss", "lr", "decay"?} and, at evaluations, {"step", "epoch", "knn"},
             `knn` being the validation accuracy in percent.
         timing: Rows {"step", "images_per_second", "data_wait"}; `data_wait` is a fraction of the step's time.
+        stability: Rows {"step", "gradient"} and {"step", "probe"} of stability.jsonl.
         result: The run's results: accuracies in percent, `target_cost` as fractions of the forward
             computation, `seconds` of wall time.
         parts: The encoder's parts in forward order.
@@ -48,6 +49,7 @@ class ReportContent:
     config: Mapping[str, object]
     metrics: Sequence[Mapping[str, object]]
     timing: Sequence[Mapping[str, object]]
+    stability: Sequence[Mapping[str, object]]
     result: Mapping[str, object]
     parts: Sequence[PartRow]
     placement: str

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from tailfin.report import encoder, plots
+from tailfin.report import encoder, plots, stability_plots
 from tailfin.report.content import PartRow, ReportContent
 from tailfin.report.pictures import neighbours, views
 from tailfin.report.words import count, duration, flatten, items, mapping, number, percent, setting, share
@@ -27,6 +27,7 @@ def render(content: ReportContent) -> str:
         ("results", "Key figures", _figures(content)),
         ("accuracy", "Accuracy beside the baselines", _accuracy(content)),
         ("curves", "Training curves", _curves(content)),
+        ("stability", "Stability by part", _stability(content)),
         ("encoder", "Encoder and placement", _encoder(content)),
         ("views", "Augmented views", views(content.views)),
         ("neighbours", "Nearest neighbours", neighbours(content.neighbours, content.neighbour_names)),
@@ -170,6 +171,22 @@ def _curves(content: ReportContent) -> str:
         _plot(plots.knn(metrics), "No evaluation took place during training, so there is no kNN curve."),
         _plot(plots.schedule(metrics), "No learning rate or decay has been recorded yet."),
         _plot(plots.throughput(timing), "No timing has been recorded yet."),
+    ]
+    return '<div class="plots">' + "\n".join(f"<div>{cell}</div>" for cell in cells) + "</div>"
+
+
+def _stability(content: ReportContent) -> str:
+    if not content.stability:
+        return '<p class="missing">Nothing was monitored.</p>'
+    few = "The run was too short to measure fluctuation."
+    cells = [
+        _plot(stability_plots.gradients(content.stability), "No gradients have been recorded yet."),
+        _plot(stability_plots.fluctuation(mapping(content.result.get("fluctuation"))), few),
+    ]
+    cells += [
+        _plot(plot, "")
+        for key in stability_plots.PROBED
+        if (plot := stability_plots.probe(content.stability, key)) is not None
     ]
     return '<div class="plots">' + "\n".join(f"<div>{cell}</div>" for cell in cells) + "</div>"
 

@@ -115,14 +115,14 @@ def accuracy(scores: Mapping[str, object]) -> Plot | None:
             rows.append((label, knn, linear))
     if not rows:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 0.75 + 0.42 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(visible=False, axis="y")
         upper = [(place - 0.2, knn) for place, (_, knn, _) in enumerate(rows)]
         lower = [(place + 0.2, linear) for place, (_, _, linear) in enumerate(rows)]
-        _bars(axes, upper, "kNN", BLUE, hatch="")
-        _bars(axes, lower, "linear probe", ORANGE, hatch="////")
+        bars(axes, upper, "kNN", BLUE, hatch="")
+        bars(axes, lower, "linear probe", ORANGE, hatch="////")
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
@@ -147,7 +147,7 @@ def loss(metrics: Sequence[Mapping[str, object]]) -> Plot | None:
     ]
     if found is None:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
         axes = figure.add_subplot()
         _draw(axes, found, BLUE)
@@ -156,7 +156,7 @@ def loss(metrics: Sequence[Mapping[str, object]]) -> Plot | None:
         axes.set_ylabel("loss (log scale)" if wide else "loss")
         if broken:
             axes.axvline(broken[0], color=ORANGE, linestyle="--")
-        _step_axis(axes)
+        step_axis(axes)
         said = f"Training loss: {_course(found, lambda value: f'{value:.4g}')}."
         if found.merged > 1:
             said += f" Each point is the mean of {found.merged} recorded values, the band their range."
@@ -164,7 +164,7 @@ def loss(metrics: Sequence[Mapping[str, object]]) -> Plot | None:
             said += (
                 f" Losses not finite: {len(broken):,}, the first at step {count(broken[0])} (dashed line)."
             )
-        return _plot(figure, "loss", said)
+        return finish(figure, "loss", said)
 
 
 def knn(metrics: Sequence[Mapping[str, object]]) -> Plot | None:
@@ -172,14 +172,14 @@ def knn(metrics: Sequence[Mapping[str, object]]) -> Plot | None:
     found = series(metrics, "knn")
     if found is None:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
         axes = figure.add_subplot()
         _draw(axes, found, BLUE)
         axes.set_ylabel("validation kNN (%)")
-        _step_axis(axes)
+        step_axis(axes)
         said = f"kNN accuracy on the validation images: {_course(found, percent)}."
-        return _plot(figure, "knn", said)
+        return finish(figure, "knn", said)
 
 
 def schedule(metrics: Sequence[Mapping[str, object]]) -> Plot | None:
@@ -220,7 +220,7 @@ def _panels(name: str, rows: Sequence[Mapping[str, object]], *panels: Panel) -> 
     found = [(panel, points) for panel in panels if (points := series(rows, panel.key)) is not None]
     if not found:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
         stack = figure.subplots(len(found), sharex=True, squeeze=False)[:, 0]
         for axes, (panel, points) in zip(stack, found, strict=True):
@@ -232,18 +232,19 @@ def _panels(name: str, rows: Sequence[Mapping[str, object]], *panels: Panel) -> 
                 axes.yaxis.set_major_formatter(
                     FuncFormatter(lambda value, _, written=panel.written: written(value))
                 )
-        _step_axis(stack[-1])
+        step_axis(stack[-1])
         figure.align_ylabels()
         said = [f"{panel.name}: {_course(points, panel.written)}" for panel, points in found]
         said += [
             f"{panel.name}: not recorded" for panel in panels if panel not in [each for each, _ in found]
         ]
-        return _plot(figure, name, ". ".join(said) + ".")
+        return finish(figure, name, ". ".join(said) + ".")
 
 
-def _bars(
+def bars(
     axes: Axes, found: Sequence[tuple[float, float | None]], label: str, colour: str, hatch: str
 ) -> None:
+    """Horizontal bars (place, value) with their values beside them; None leaves a gap."""
     drawn = [(place, value) for place, value in found if value is not None]
     if not drawn:
         return
@@ -269,7 +270,8 @@ def _draw(axes: Axes, found: Series, colour: str) -> None:
     axes.plot(found.steps, found.mean, color=colour, linewidth=1.4, marker="o" if few else "", markersize=3.5)
 
 
-def _step_axis(axes: Axes) -> None:
+def step_axis(axes: Axes) -> None:
+    """The horizontal axis of anything recorded over training."""
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     axes.set_xlabel("optimizer step")
@@ -284,12 +286,14 @@ def _course(found: Series, written: Callable[[float], str]) -> str:
     return f"{written(first)} at step {count(start)}, {written(last)} at step {count(end)}"
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
+    """The look of all plots."""
     # From the defaults, so that a matplotlibrc of the user's does not change the page.
     return matplotlib.style.context(["default", STYLE])
 
 
-def _plot(figure: Figure, name: str, caption: str) -> Plot:
+def finish(figure: Figure, name: str, caption: str) -> Plot:
+    """The figure as an inline SVG; `name` must be its own on a page."""
     return Plot(_inline(figure, name, caption), caption)
 
 

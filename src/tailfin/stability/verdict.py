@@ -3,15 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from tailfin.stability.signs import COLLAPSED_RANK, COLLAPSED_SPREAD, Sign
 
 Accuracies = tuple[float, float]
-State = Literal["healthy", "collapsing", "no better than untrained", "loader-bound", "not judged"]
 
-COLLAPSED_SPREAD = 0.1
-"""Of the normalised embedding: 1 for directions spread evenly over the sphere, 0 for one point."""
-COLLAPSED_RANK = 0.02
-"""Effective rank over width. Healthy projectors of 128 outputs were seen between 0.2 and 0.6."""
 LOADER_BOUND = 0.2
 """Share of the time of a step that was spent waiting for images."""
 
@@ -21,12 +18,13 @@ class Verdict:
     """One state, a sentence, and the figures behind it.
 
     Attributes:
-        state: The worst thing seen.
+        state: The worst thing seen: collapsing, unstable, gradient spikes, target stale, target too fast, no better
+            than untrained, loader-bound; not judged where only images to judge on are missing; else healthy.
         words: One sentence.
         evidence: The figures, one a line.
     """
 
-    state: State
+    state: str
     words: str
     evidence: tuple[str, ...]
 
@@ -41,6 +39,7 @@ def judge(
     judged_images: int,
     losses: Sequence[tuple[int, float]],
     timing: Sequence[Mapping[str, Any]],
+    signs: Sequence[Sign] = (),
 ) -> Verdict:
     """The verdict on a finished run.
 
@@ -52,6 +51,7 @@ def judge(
         judged_images: How many test images of two classes or more there were.
         losses: (step, loss) of each log row.
         timing: Rows of timing.jsonl.
+        signs: What the monitors saw, the worst first.
     """
     wait = _mean([row["data_wait"] for row in timing])
     evidence = [
@@ -70,17 +70,26 @@ def judge(
     learnt = None
     if trained and untrained and judged_images:
         learnt = all(_better(a, b, judged_images) for a, b in zip(trained, untrained, strict=True))
-    state, words = _state(spread, effective_rank / width, learnt, wait)
+    evidence += [sign.evidence for sign in signs]
+    state, words = _state(spread, effective_rank / width, learnt, wait, signs)
     return Verdict(state, words, tuple(evidence))
 
 
-def _state(spread: float, rank: float, learnt: bool | None, wait: float | None) -> tuple[State, str]:
+def _state(
+    spread: float, rank: float, learnt: bool | None, wait: float | None, signs: Sequence[Sign]
+) -> tuple[str, str]:
     if not math.isfinite(spread) or not math.isfinite(rank):
         return "collapsing", "The encoder's outputs are not finite."
+    since = next((sign for sign in signs if sign.state == "collapsing"), None)
+    if since is not None:
+        return since.state, since.words
     if spread < COLLAPSED_SPREAD:
         return "collapsing", "The encoder has collapsed completely: nearly all images have one embedding."
     if rank < COLLAPSED_RANK:
         return "collapsing", "The encoder is collapsing: its embeddings use very few dimensions."
+    if signs:
+        also = f" Also: {', '.join(sign.state for sign in signs[1:])}." if len(signs) > 1 else ""
+        return signs[0].state, signs[0].words + also
     if learnt is False:
         return "no better than untrained", (
             "No improvement over the untrained encoder can be told from chance: train longer, with other views, or "

@@ -18,6 +18,8 @@ FORMAT = 1
 HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes"})
 """Settings that do not change what a run computes."""
 
+MONITORS = ("gradient", "probe")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -30,7 +32,8 @@ class Config:
     """Self-supervised method; `tailfin list methods` names them."""
     momentum: str = "published"
     """Parts that keep momentum weights: none, stopgrad, all, backbone, projector, layer3: (from there on), :layer2
-    (up to there), any list such as stem,projector, or published (the method's own)."""
+    (up to there), any list such as stem,projector, published (the method's own), or auto (chosen in a short phase
+    that measures each part)."""
     decay: float | None = None
     """Weight of the old value in the momentum update, in [0, 1]. Open: as the method was published."""
     decay_end: float | None = None
@@ -79,6 +82,9 @@ class Config:
     """Further settings of the method, such as temperature 0.1 queue_size 4096 hidden 512 out 128."""
     knn_evaluations: int = 5
     """How often validation kNN is looked at during training (labels needed)."""
+    monitors: str = "gradient,probe"
+    """What watches stability: gradient (its size at each part's output, every step), probe (gradient, drift, gap and
+    collapse on a fixed batch), both, or none."""
     tolerate: float = 0.01
     """Share of images that may be unreadable."""
     workers: int | None = None
@@ -108,6 +114,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise UserError(f"{option(name)} is {value}; it must be finite")
+        self.monitored()
         for name, value in self.method_options.items():
             if not math.isfinite(value):
                 raise UserError(f"--method-options {name} is {value}; it must be finite")
@@ -125,6 +132,18 @@ class Config:
             raise UserError(
                 f"--batch-size {self.batch_size} leaves less than 2 images a micro-batch, which no method can compare"
             )
+
+    def monitored(self) -> frozenset[str]:
+        """The monitors that are on.
+
+        Raises:
+            UserError: One that does not exist.
+        """
+        names = [] if self.monitors == "none" else [name.strip() for name in self.monitors.split(",")]
+        for name in names:
+            if name not in MONITORS:
+                raise unknown("monitor", name, (*MONITORS, "none"), where="--monitors")
+        return frozenset(names)
 
 
 def option(name: str) -> str:

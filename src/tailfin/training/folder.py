@@ -28,8 +28,10 @@ class RunFolder:
         self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
         self.timing = path / "timing.jsonl"
+        self.stability = path / "stability.jsonl"
         self.checkpoint = path / "checkpoint.safetensors"
         self.encoder = path / "encoder.safetensors"
+        self.advice = path / "advice.json"
         self.result = path / "result.json"
         self.report = path / "report.html"
         self.skipped = path / "skipped.tsv"
@@ -125,6 +127,10 @@ class RunFolder:
     def read_timing(self) -> list[dict[str, Any]]:
         """Rows of timing.jsonl."""
         return read_json_lines(self.timing)
+
+    def read_stability(self) -> list[dict[str, Any]]:
+        """Rows of stability.jsonl; none where nothing was monitored."""
+        return read_json_lines(self.stability)
 
 
 class Log:

@@ -1,6 +1,8 @@
 """Judging a run: validation while it trains, and the final figures, beside baselines measured the same way."""
 
+import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from statistics import median
@@ -12,16 +14,17 @@ from torch import Tensor
 import tailfin
 from tailfin.data.split import random_subset, validation_split
 from tailfin.data.types import ImageSet
-from tailfin.evaluation import collapse
 from tailfin.evaluation.features import extract
 from tailfin.evaluation.judge import Scores, raw_pixels, score
 from tailfin.evaluation.knn import knn_accuracy, nearest
 from tailfin.files import write_json
 from tailfin.momentum import MomentumEncoder
 from tailfin.momentum.cost import measured_cost, part_flops
-from tailfin.stability import verdict
+from tailfin.stability import collapse, verdict
+from tailfin.stability.signs import Sign
 from tailfin.training.device import Execution
 from tailfin.training.folder import RunFolder
+from tailfin.training.monitoring import summarise
 from tailfin.training.seeds import derive, generator
 from tailfin.training.setup import Setup, build
 from tailfin.views.augment import denormalise, evaluate_view
@@ -31,6 +34,8 @@ VALIDATION_BANK, VALIDATION_QUERIES = 2000, 1000
 """Most images for the kNN seen during training: it should cost no more than some per cent of an epoch."""
 PICTURES, NEIGHBOURS, PICTURE_BANK = 8, 6, 5000
 COLLAPSE_IMAGES = 2000
+LIDAR_IMAGES, LIDAR_PAIRS = 256, 5
+"""Pairs of views of each image; the paper takes 10 views and more (arXiv 2312.04000, section 5)."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class Judge:
             reason = "the images have no labels" if train.labels is None else "no image could be held out"
             unjudged.append(f"accuracy of kNN and linear probe: {reason}")
         names = self._pictures(train, train if test is None else test)
+        seen = summarise(folder.read_stability(), setup)
         placement = encoder.placement
         flops = part_flops(encoder, self._example(1))
         result = {
@@ -146,7 +152,10 @@ class Judge:
             "raw_pixels": asdict(found["raw_pixels"]) if found else None,
             "scores": {name: asdict(each) for name, each in found.items()},
             "validation_knn": self._last("knn"),
-            "verdict": asdict(self._verdict(train if test is None else test, found)),
+            "verdict": asdict(self._verdict(train if test is None else test, found, seen.signs)),
+            "fluctuation": {name: asdict(each) for name, each in seen.fluctuation.items()},
+            "lags": {name: asdict(each) for name, each in seen.lags.items()},
+            "lidar": self._lidar(train),
             "unjudged": unjudged,
             "placement": setup.config.momentum,
             "momentum_parts": list(placement.placed),
@@ -183,7 +192,26 @@ class Judge:
         self.setup.execution.place(encoder)
         return replace(self.subject, encoder=encoder)
 
-    def _verdict(self, images: ImageSet, found: dict[str, Scores]) -> verdict.Verdict:
+    def _lidar(self, train: ImageSet) -> float | None:
+        """LiDAR of the projections of some training images in their augmented views."""
+        some = train.subset(random_subset(len(train), LIDAR_IMAGES, self.seed))
+        if len(some) < 2:
+            return None
+        draws = generator(self.setup.config.seed, "lidar views")
+        projections = []
+        training = self.setup.encoder.training
+        self.setup.encoder.eval()
+        with torch.no_grad(), self.setup.execution.autocast():
+            for _ in range(LIDAR_PAIRS):
+                views = self.setup.augment(some.images.to(self.setup.execution.device), draws, some.aspect)
+                projections += [
+                    self.setup.encoder.encode(self.setup.execution.images(view))[1].float() for view in views
+                ]
+        self.setup.encoder.train(training)
+        value = collapse.lidar(torch.stack(projections, dim=1))
+        return value if math.isfinite(value) else None
+
+    def _verdict(self, images: ImageSet, found: dict[str, Scores], signs: Sequence[Sign]) -> verdict.Verdict:
         some = images.subset(random_subset(len(images), COLLAPSE_IMAGES, self.seed))
         projections = self.subject.features(some)[1]
         rows = self.folder.read_metrics()
@@ -196,6 +224,7 @@ class Judge:
             judged_images=len(images) if images.classes is None or len(images.classes) > 1 else 0,
             losses=[(row["step"], row["loss"]) for row in rows if "loss" in row],
             timing=self.folder.read_timing(),
+            signs=signs,
         )
 
     def _pictures(self, train: ImageSet, queries: ImageSet) -> list[list[str]] | None:

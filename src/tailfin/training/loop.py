@@ -17,6 +17,7 @@ from tailfin.training import checkpoint
 from tailfin.training import config as settings
 from tailfin.training.feed import Feed
 from tailfin.training.folder import Log, RunFolder
+from tailfin.training.monitoring import Monitors
 from tailfin.training.setup import Setup, fingerprint
 from tailfin.training.step import Step
 
@@ -81,9 +82,10 @@ class Loop:
         self.setup, self.folder, self.validate = setup, folder, validate
         self.train_step = Step(setup)
         self.state = State()
-        lengths = self._restore() if folder.checkpoint.exists() else {"metrics": 0, "timing": 0}
-        self.metrics = Log(folder.metrics, lengths["metrics"])
-        self.timing = Log(folder.timing, lengths["timing"])
+        lengths, held = self._restore() if folder.checkpoint.exists() else ({}, {})
+        self.metrics = Log(folder.metrics, lengths.get("metrics", 0))
+        self.timing = Log(folder.timing, lengths.get("timing", 0))
+        self.monitors = Monitors(setup, folder, lengths.get("stability", 0), held)
         self._evaluations = (
             _spread(setup.config.epochs, setup.config.knn_evaluations) if validate else frozenset()
         )
@@ -108,6 +110,7 @@ class Loop:
             for batch in feed.batches(state.step, setup.total_steps):
                 state.losses.append(self.train_step(batch, state.step))
                 state.step += 1
+                self.monitors.after_step()
                 waited, counted = waited + batch.waited, counted + 1
                 epoch_ends = state.step % setup.steps_per_epoch == 0
                 logged = state.step % LOG_STEPS == 0 or epoch_ends
@@ -115,6 +118,7 @@ class Loop:
                     loss = self._log()
                     now = time.perf_counter()
                     rate, wait = counted * setup.config.batch_size / (now - since), waited / (now - since)
+                    self.monitors.write(state.step)
                     self.timing.write({"step": state.step, "images_per_second": rate, "data_wait": wait})
                     if epoch_ends:
                         self._evaluate()
@@ -132,6 +136,7 @@ class Loop:
                     raise Stopped(state.step, caught[0])
         self.metrics.close()
         self.timing.close()
+        self.monitors.close()
 
     def _log(self) -> float:
         """Write the row of the steps since the last one; returns their mean loss."""
@@ -189,6 +194,7 @@ class Loop:
             **checkpoint.module_tensors("method", setup.method),
             **checkpoint.optimizer_tensors(self.train_step.optimizer),
             "losses": losses,
+            **self.monitors.tensors(),
         }
         broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
         if broken is not None:
@@ -197,7 +203,11 @@ class Loop:
                 f"{broken} is not finite after step {state.step} (epoch {state.step / setup.steps_per_epoch:.2f}) at "
                 f"learning rate {rate:.4g}, though the loss still was. {ADVICE}"
             )
-        lengths = {"metrics": self.metrics.sync(), "timing": self.timing.sync()}
+        lengths = {
+            "metrics": self.metrics.sync(),
+            "timing": self.timing.sync(),
+            "stability": self.monitors.sync(),
+        }
         progress = {
             "step": state.step,
             "knn": state.knn,
@@ -211,7 +221,7 @@ class Loop:
         }
         checkpoint.save(self.folder.checkpoint, tensors, progress)
 
-    def _restore(self) -> dict[str, int]:
+    def _restore(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         setup = self.setup
         held = checkpoint.load(self.folder.checkpoint)
         where = str(self.folder.checkpoint)
@@ -229,7 +239,7 @@ class Loop:
             held.progress["knn"],
         )
         lengths: dict[str, int] = held.progress["lengths"]
-        return lengths
+        return lengths, held.tensors
 
 
 def _spread(epochs: int, times: int) -> frozenset[int]:

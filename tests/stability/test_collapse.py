@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tailfin.evaluation.collapse import alignment, effective_rank, normalised_std, uniformity
+from tailfin.stability.collapse import alignment, effective_rank, normalised_std, uniformity
 
 few = settings(max_examples=25, deadline=None)
 sizes = st.integers(2, 12)
@@ -84,7 +84,7 @@ def test_uniformity_in_blocks_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPat
         )
     )
     assert uniformity(features) == pytest.approx(want, rel=1e-5)
-    monkeypatch.setattr("tailfin.evaluation.collapse._MOST_SIMILARITIES", 350)
+    monkeypatch.setattr("tailfin.stability.collapse._MOST_SIMILARITIES", 350)
     assert uniformity(features) == pytest.approx(want, rel=1e-5)
 
 

@@ -72,3 +72,38 @@ def uniformity(features: Tensor, *, t: float = 2.0) -> float:
         squared = torch.cdist(block, unit[start:], compute_mode="donot_use_mm_for_euclid_dist").square()
         total += squared.mul(-t).exp().triu(diagonal=1).sum()
     return float((total / (n * (n - 1) / 2)).log())
+
+
+def lidar(features: Tensor, *, delta: float = 1e-4) -> float:
+    """LiDAR: effective rank of the linear discriminant matrix of the surrogate task, between 1 and D.
+
+    Each image is a class of its own and its augmented views are the class's samples, so that directions in which
+    views of one image differ count less.
+    Source: arXiv 2312.04000, section 4, equations 1 to 3, with its delta of 1e-4 and epsilon of 1e-7.
+
+    Args:
+        features: [N, Q, D]: Q views of each of N images.
+        delta: Added to the diagonal of the within-class covariance.
+
+    Raises:
+        ValueError: Fewer than 2 images or 2 views.
+    """
+    images, views, width = features.shape
+    if images < 2 or views < 2:
+        raise ValueError(f"{images} images with {views} views; LiDAR needs 2 or more of both")
+    values = features.detach().double()
+    if not values.isfinite().all():
+        return math.nan
+    means = values.mean(dim=1)
+    spread = means - means.mean(dim=0)
+    between = spread.T @ spread / (images - 1)
+    inner = (values - means[:, None]).flatten(0, 1)
+    within = inner.T @ inner / (images * (views - 1))
+    within += delta * torch.eye(width, dtype=values.dtype, device=values.device)
+    level, axes = torch.linalg.eigh(within)
+    whiten = axes * level.clamp_min(delta).rsqrt() @ axes.T
+    ratios = torch.linalg.eigvalsh(whiten @ between @ whiten).clamp_min(0)
+    if float(ratios.sum()) == 0:
+        return 1.0
+    share = ratios / ratios.sum() + 1e-7
+    return float((-share * share.log()).sum().exp())

@@ -1,0 +1,108 @@
+"""The gradient of the loss at the output of each part, step by step, without waiting for the device."""
+
+from collections.abc import Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class GradientMonitor:
+    """Records how large the loss's gradient is at each part's output: one value a part and step.
+
+    The value is the root mean square over samples (and views, and micro-batches) of the norm of the gradient of a
+    sample's own loss: the batch's gradient times the number of samples, so that it depends neither on the batch size
+    nor on a scale of the loss. In a loop of your own:
+
+        monitor = GradientMonitor(encoder.online_parts())  # or {"layer1": model.layer1, ...}
+        ...; loss.backward(); optimizer.step(); monitor.step()
+
+    and now and then `monitor.flush()`. The values stay on the device until then.
+
+    Args:
+        parts: Modules by name; each must return one tensor whose first dimension is the batch. Calls whose output
+            needs no gradient (evaluation, a target path) are not heard.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        self.names = tuple(parts)
+        self._squares: list[list[Tensor]] = [[] for _ in parts]
+        self._rows: list[Tensor] = []
+        self._handles = [
+            module.register_forward_hook(partial(self._listen, index))
+            for index, module in enumerate(parts.values())
+        ]
+        self.heard = True
+
+    # A hook on a tensor inside a compiled graph is not run by every backend.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _listen(self, index: int, module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        if not self.heard or not output.requires_grad:
+            return
+        first = next(module.parameters(), None)
+        if first is not None and not first.requires_grad:
+            return  # a target path that lets gradients through runs the part with detached weights
+        output.register_hook(partial(self._record, index))
+
+    def _record(self, index: int, gradient: Tensor) -> None:
+        norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+        self._squares[index].append(norm.square() * len(gradient))
+
+    @torch.no_grad()
+    def step(self, scale: float = 1.0) -> None:
+        """Close one optimizer step.
+
+        Args:
+            scale: What the loss was multiplied by before `backward`: 1 / m for m micro-batches, times the factor of
+                a gradient scaler.
+        """
+        heard = next((squares[0] for squares in self._squares if squares), None)
+        if heard is None:
+            return
+        silent = torch.full_like(heard, torch.nan)
+        row = [torch.stack(squares).mean() if squares else silent for squares in self._squares]
+        self._rows.append(torch.stack(row).sqrt() / scale)
+        self._drop()
+
+    def _drop(self) -> None:
+        for squares in self._squares:
+            squares.clear()
+
+    def pending(self) -> Tensor:
+        """The steps since the last flush, float32 [steps, parts] on the CPU, which stay recorded."""
+        return torch.stack(self._rows).cpu() if self._rows else torch.empty(0, len(self.names))
+
+    def flush(self) -> Tensor:
+        """The same, and forget them; this waits for the device, once."""
+        rows = self.pending()
+        self._rows.clear()
+        return rows
+
+    def restore(self, pending: Tensor) -> None:
+        """Take up steps that `pending` gave before an interruption."""
+        self._rows = list(pending)
+
+    def pause(self) -> "_Paused":
+        """A context in which nothing is heard, for forward and backward passes that are not training."""
+        return _Paused(self)
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+
+class _Paused:
+    def __init__(self, monitor: GradientMonitor) -> None:
+        self.monitor = monitor
+
+    def __enter__(self) -> Self:
+        self.monitor.heard = False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.monitor.heard = True

@@ -1,0 +1,72 @@
+"""The advice: the smallest tail that covers the parts whose outputs stand out, and runs that follow it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tailfin.cli import main
+from tailfin.training.advice import choose
+
+FLOPS = {"stem": 10, "layer1": 40, "layer4": 40, "projector": 10}
+
+
+@pytest.mark.parametrize(
+    ("drift", "placement", "cost"),
+    [
+        ((0.1, 0.1, 0.1, 0.3), "projector", 0.1),
+        ((0.1, 0.1, 0.3, 0.1), "layer4:", 0.5),
+        ((0.1, 0.3, 0.1, 0.3), "layer1:", 0.9),
+        ((0.3, 0.1, 0.1, 0.1), "all", 1.0),
+        ((0.1, 0.1, 0.1, 0.1), "projector", 0.1),
+    ],
+)
+def test_the_smallest_tail_with_the_unstable_parts(
+    drift: tuple[float, ...], placement: str, cost: float
+) -> None:
+    advice = choose(dict(zip(FLOPS, drift, strict=True)), dict.fromkeys(FLOPS), FLOPS, 50)
+    assert advice.placement == placement
+    assert advice.cost == pytest.approx(cost)
+    assert [part.name for part in advice.parts if part.unstable] == [
+        name for name, value in zip(FLOPS, drift, strict=True) if value == 0.3
+    ]
+    assert f"{100 * cost:.1f} %" in advice.words
+
+
+SMALL = (
+    "--limit 240 --batch-size 24 --backbone resnet10w4 --image-size 32 --precision fp32 --epochs 10".split()
+)
+SMALL += ["--memory-format", "contiguous"]
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(words))
+    return int(stop.value.code or 0)
+
+
+def test_a_run_with_auto_equals_a_run_with_the_placement_that_it_chose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pretrain", *SMALL, "--momentum", "auto", "--out", str(tmp_path / "auto")) == 0
+    advice = json.loads((tmp_path / "auto" / "advice.json").read_text())
+    assert f"advice: --momentum {advice['placement']}" in capsys.readouterr().out
+    chosen = advice["placement"]
+    assert run("pretrain", *SMALL, "--momentum", chosen, "--out", str(tmp_path / "fixed")) == 0
+    for name in ("metrics.jsonl", "stability.jsonl", "encoder.safetensors"):
+        assert (tmp_path / "auto" / name).read_bytes() == (tmp_path / "fixed" / name).read_bytes(), name
+
+
+def test_advise_prints_a_row_a_part_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("advise", *SMALL, "--method", "byol") == 0
+    out = capsys.readouterr().out
+    for part in ("stem", "layer1", "layer2", "layer3", "layer4", "projector"):
+        assert any(
+            (line.startswith(part) and line.count("%") == 2) or line.startswith(part)
+            for line in out.splitlines()
+        )
+    assert "advice: --momentum" in out
+    assert list(tmp_path.iterdir()) == []
