@@ -1,0 +1,74 @@
+"""What the monitors cost: a block of 50 steps with and without them, in turn.
+
+python benchmarks/monitor_cost.py
+python benchmarks/monitor_cost.py --backbone resnet18 --batch-size 512
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from common import in_turn, ratio, save
+
+from tailfin.training.config import Config
+from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.training.feed import Batch
+from tailfin.training.folder import RunFolder
+from tailfin.training.loop import LOG_STEPS
+from tailfin.training.monitoring import PROBE_STEPS, Monitors
+from tailfin.training.setup import Setup, load_data, prepare
+from tailfin.training.step import Step
+
+
+def main() -> None:
+    """Measure and print one row a choice of monitors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--backbone", default="resnet10w16")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    device = find_device(asked.device)
+    keep_freed_memory()
+    base = Config(
+        backbone=asked.backbone,
+        batch_size=asked.batch_size,
+        limit=2 * asked.batch_size,
+        image_size=32,
+        device=asked.device,
+        momentum="projector",
+        memory_format="channels_last",
+        precision="bf16" if device.type == "cuda" else "fp32",
+    )
+    data = load_data(base, device)
+    arms = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for choice in ("none", "gradient", "probe", "gradient,probe"):
+            setup = prepare(replace(base, monitors=choice), data)
+            place = Path(folder) / choice
+            place.mkdir()
+            arms[choice] = partial(block, setup, Step(setup), Monitors(setup, RunFolder(place)))
+        seconds = in_turn(arms, asked.rounds, device, warm=1)
+    figures = {name: ratio(times, seconds["none"]) for name, times in seconds.items()}
+    for name, row in figures.items():
+        print(
+            f"{name:<16}{row['median']:.4f} ({row['low']:.4f} to {row['high']:.4f}) of the time without, n = {row['n']}"
+        )
+    save(f"monitor-cost-{asked.backbone}", device, figures, asked.out)
+
+
+def block(setup: Setup, train_step: Step, monitors: Monitors) -> None:
+    """As many steps as lie between two looks at the probe batch."""
+    images = setup.data.train.images[: setup.config.batch_size].to(setup.execution.device)
+    for step in range(1, PROBE_STEPS + 1):
+        train_step(Batch(images, None, 0.0), step)
+        monitors.after_step()
+        if step % LOG_STEPS == 0:
+            monitors.write(step)
+
+
+if __name__ == "__main__":
+    main()

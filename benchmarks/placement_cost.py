@@ -1,0 +1,129 @@
+"""What a placement costs: forward calls, FLOPs, seconds a step and peak memory, beside `stopgrad`.
+
+python benchmarks/placement_cost.py                                     # narrow ResNet, SimCLR, CPU or GPU
+python benchmarks/placement_cost.py --backbone resnet18 --batch-size 512
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from common import in_turn, ratio, save
+
+from tailfin.momentum.cost import part_flops
+from tailfin.training.config import Config
+from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.training.feed import Batch
+from tailfin.training.setup import Setup, load_data, prepare
+from tailfin.training.step import Step
+
+PLACEMENTS = ("none", "stopgrad", "projector", "layer4:", "layer3:", "layer2:", "layer1:", "all")
+
+
+def main() -> None:
+    """Measure and print one row a placement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--backbone", default="resnet10w16")
+    parser.add_argument("--method", default="simclr")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    device = find_device(asked.device)
+    keep_freed_memory()
+    config = Config(
+        backbone=asked.backbone,
+        method=asked.method,
+        batch_size=asked.batch_size,
+        limit=2 * asked.batch_size,
+        image_size=32,
+        device=asked.device,
+        memory_format="channels_last",
+        precision="bf16" if device.type == "cuda" else "fp32",
+        monitors="none",
+    )
+    if asked.memory_of:
+        print(peak_memory(config, asked.memory_of, device))
+        return
+    setups = {name: build(config, name) for name in PLACEMENTS}
+    arms = {name: partial(step, setup, Step(setup)) for name, setup in setups.items()}
+    seconds = in_turn(arms, asked.rounds, device)
+    rows = {}
+    print(
+        f"{'placement':<11}{'trunk calls':>12}{'target FLOPs':>14}{'s a step':>10}{'/ stopgrad':>22}{'peak MiB':>10}"
+    )
+    for name, setup in setups.items():
+        compared = ratio(seconds[name], seconds["stopgrad"])
+        example = setup.execution.images(torch.zeros(1, 3, 32, 32, device=device))
+        row = {
+            "trunk_calls": trunk_calls(setup),
+            "target_flops": setup.encoder.placement.cost(part_flops(setup.encoder, example)),
+            "seconds": statistics.median(seconds[name]),
+            "over_stopgrad": compared,
+            "peak_bytes": memory_of(name),
+        }
+        rows[name] = row
+        spread = f"{compared['median']:.3f} ({compared['low']:.3f} to {compared['high']:.3f})"
+        print(
+            f"{name:<11}{row['trunk_calls']:>12}{100 * row['target_flops']:>12.1f} %{row['seconds']:>10.3f}"
+            f"{spread:>22}{row['peak_bytes'] / 2**20:>10.0f}",
+            flush=True,
+        )
+    save(f"placement-cost-{asked.method}-{asked.backbone}", device, rows, asked.out)
+
+
+def build(config: Config, placement: str) -> Setup:
+    """A setup under `placement`."""
+    from dataclasses import replace
+
+    changed = replace(config, momentum=placement)
+    return prepare(changed, load_data(changed, find_device(changed.device)))
+
+
+def step(setup: Setup, train_step: Step) -> None:
+    """One optimizer step on the first batch."""
+    images = setup.data.train.images[: setup.config.batch_size].to(setup.execution.device)
+    train_step(Batch(images, None, 0.0), 0)
+
+
+def trunk_calls(setup: Setup) -> int:
+    """How often the first part runs in a step, online and momentum copy together."""
+    name, calls = setup.encoder.names[0], [0]
+    modules = [setup.encoder.part(name)]
+    if name in setup.encoder.placement.placed:
+        modules.append(setup.encoder.momentum_part(name))
+    hooks = [m.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)) for m in modules]
+    step(setup, Step(setup))
+    for hook in hooks:
+        hook.remove()
+    return calls[0]
+
+
+def memory_of(placement: str) -> int:
+    """Peak memory of a step in a process of its own: on a CPU a process never gives its peak back."""
+    command = [sys.executable, *sys.argv, "--memory-of", placement]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def peak_memory(config: Config, placement: str, device: torch.device) -> int:
+    """Bytes that three steps add at their peak: allocated on a GPU, resident on a CPU."""
+    import resource
+
+    setup = build(config, placement)
+    train_step = Step(setup)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for _ in range(3):
+        step(setup, train_step)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+if __name__ == "__main__":
+    main()
