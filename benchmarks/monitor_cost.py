@@ -54,9 +54,8 @@ def main() -> None:
         seconds = in_turn(arms, asked.rounds, device, warm=1)
     figures = {name: ratio(times, seconds["none"]) for name, times in seconds.items()}
     for name, row in figures.items():
-        print(
-            f"{name:<16}{row['median']:.4f} ({row['low']:.4f} to {row['high']:.4f}) of the time without, n = {row['n']}"
-        )
+        spread = f"({row['low']:.4f} to {row['high']:.4f})"
+        print(f"{name:<16}{row['median']:.4f} {spread} of the time without, n = {row['n']}")
     save(f"monitor-cost-{asked.backbone}", device, figures, asked.out)
 
 

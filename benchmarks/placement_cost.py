@@ -21,6 +21,7 @@ from tailfin.training.feed import Batch
 from tailfin.training.setup import Setup, load_data, prepare
 from tailfin.training.step import Step
 
+HEADS = (("trunk calls", 13), ("target FLOPs", 14), ("s a step", 10), ("over stopgrad", 26), ("peak MiB", 10))
 PLACEMENTS = ("none", "stopgrad", "projector", "layer4:", "layer3:", "layer2:", "layer1:", "all")
 
 
@@ -55,9 +56,8 @@ def main() -> None:
     arms = {name: partial(step, setup, Step(setup)) for name, setup in setups.items()}
     seconds = in_turn(arms, asked.rounds, device)
     rows = {}
-    print(
-        f"{'placement':<11}{'trunk calls':>12}{'target FLOPs':>14}{'s a step':>10}{'/ stopgrad':>22}{'peak MiB':>10}"
-    )
+    heads = "".join(f"{head:>{width}}" for head, width in HEADS)
+    print(f"{'placement':<11}{heads}")
     for name, setup in setups.items():
         compared = ratio(seconds[name], seconds["stopgrad"])
         example = setup.execution.images(torch.zeros(1, 3, 32, 32, device=device))
@@ -71,8 +71,8 @@ def main() -> None:
         rows[name] = row
         spread = f"{compared['median']:.3f} ({compared['low']:.3f} to {compared['high']:.3f})"
         print(
-            f"{name:<11}{row['trunk_calls']:>12}{100 * row['target_flops']:>12.1f} %{row['seconds']:>10.3f}"
-            f"{spread:>22}{row['peak_bytes'] / 2**20:>10.0f}",
+            f"{name:<11}{row['trunk_calls']:>13}{100 * row['target_flops']:>12.1f} %{row['seconds']:>10.3f}"
+            f"{spread:>26}{row['peak_bytes'] / 2**20:>10.0f}",
             flush=True,
         )
     save(f"placement-cost-{asked.method}-{asked.backbone}", device, rows, asked.out)
@@ -112,17 +112,16 @@ def memory_of(placement: str) -> int:
 
 
 def peak_memory(config: Config, placement: str, device: torch.device) -> int:
-    """Bytes that three steps add at their peak: allocated on a GPU, resident on a CPU."""
+    """Peak bytes of three steps: allocated on a GPU, resident in this process on a CPU."""
     import resource
 
     setup = build(config, placement)
     train_step = Step(setup)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for _ in range(3):
         step(setup, train_step)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
