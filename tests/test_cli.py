@@ -18,9 +18,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tailfin import cli
+import tailfin as package
+from tailfin import backbones, cli
 from tailfin.backbones import narrow_resnet
+from tailfin.errors import UserError
+from tailfin.momentum import MomentumEncoder, split
 from tailfin.training import checkpoint
+from tailfin.training.folder import RunFolder
 
 TINY = (
     "--backbone resnet10w2 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.5 --precision fp32 "
@@ -111,6 +115,34 @@ def test_the_backbone_loads_into_plain_timm(tailfin: Run, photos: Path, tmp_path
     assert code == 0
     plain = timm.create_model("convnext_atto", num_classes=0)
     plain.load_state_dict(load_file(tmp_path / "r" / "encoder.safetensors"), strict=True)
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet10w2", "resnet18", "torchvision:resnet18", "vit_tiny_patch16_224"]
+)
+def test_an_encoder_file_says_what_it_is_and_loads_by_itself(backbone: str, tmp_path: Path) -> None:
+    model = backbones.create(backbone, image_size=48)
+    encoder = MomentumEncoder(split(model), placement="all")
+    about = {"backbone": backbone, "image_size": 48, "channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}
+    RunFolder(tmp_path).save_encoder(encoder, about)
+    with torch.no_grad():
+        next(encoder.parts.parameters()).zero_()
+    loaded = package.load_encoder(tmp_path / "encoder.safetensors")
+    kept = load_file(tmp_path / "encoder.safetensors")
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in kept.items())
+    assert not loaded.training
+    assert package.encoder_metadata(tmp_path / "encoder.safetensors") == about
+    (tmp_path / "encoder.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"is no encoder\.safetensors of a run"):
+        package.load_encoder(tmp_path / "encoder.safetensors")
+
+
+def test_a_damaged_result_is_one_line(tailfin: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "result.json").write_text("")
+    code, _, said = tailfin("report", tmp_path)
+    assert code == 2
+    assert "result.json is damaged" in said
 
 
 def test_without_labels_it_trains_and_says_what_it_could_not_judge(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tailfin.backbones import narrow_resnet, small_images
+    from tailfin.backbones import encoder_metadata, load_encoder, narrow_resnet, small_images
     from tailfin.branch import Branch
     from tailfin.momentum import Decay, MomentumEncoder, Parts, Placement, scale_decay, split
 
@@ -14,6 +14,8 @@ __all__ = [
     "MomentumEncoder",
     "Parts",
     "Placement",
+    "encoder_metadata",
+    "load_encoder",
     "narrow_resnet",
     "scale_decay",
     "small_images",
@@ -27,7 +29,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tailfin' has no attribute {name!r}")
     from importlib import import_module
 
-    home = {"Branch": "branch", "narrow_resnet": "backbones", "small_images": "backbones"}.get(
-        name, "momentum"
-    )
+    backbones = ("encoder_metadata", "load_encoder", "narrow_resnet", "small_images")
+    home = "branch" if name == "Branch" else "backbones" if name in backbones else "momentum"
     return getattr(import_module(f"tailfin.{home}"), name)

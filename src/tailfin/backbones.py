@@ -1,7 +1,9 @@
 """Backbones by name: timm's, torchvision's, and a narrow ResNet for CPUs; stems for small images."""
 
 import difflib
+import json
 import re
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -36,6 +38,47 @@ def create(name: str, *, image_size: int, channels: int = 3) -> nn.Module:
         model = _timm(name, image_size, channels)
     is_resnet = all(hasattr(model, name) for name in ("conv1", "maxpool", "layer4"))
     return small_images(model) if image_size <= SMALL_SIDE and is_resnet else model
+
+
+def load_encoder(file: str | Path) -> nn.Module:
+    """The backbone of a finished run, with its weights, in eval mode and in its own library's class.
+
+    Its images are to be normalised with the `mean` and `std` of `encoder_metadata`.
+
+    Args:
+        file: encoder.safetensors or encoder-momentum.safetensors of a run.
+
+    Raises:
+        UserError: Not such a file, or weights that do not fit what it says of itself.
+    """
+    from safetensors.torch import load_file
+
+    about = encoder_metadata(file)
+    model = create(about["backbone"], image_size=about["image_size"], channels=about["channels"])
+    missing, unexpected = model.load_state_dict(load_file(file), strict=False)
+    # torchvision has no models without a classifier, which a run does not train.
+    lost = [key for key in missing if not key.startswith(("fc.", "heads."))]
+    if lost or unexpected:
+        raise UserError(
+            f"{file} does not hold a {about['backbone']}: {(lost or unexpected)[0]!r} does not fit"
+        )
+    return model.eval()
+
+
+def encoder_metadata(file: str | Path) -> dict[str, Any]:
+    """What an encoder file says of itself: backbone, image_size, channels, mean and std of the training images.
+
+    Raises:
+        UserError: Not an encoder file of a run.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about: dict[str, Any] = json.loads((opened.metadata() or {})["tailfin"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        raise UserError(f"{file} is no encoder.safetensors of a run") from None
+    return about
 
 
 def create_parts(name: str, *, image_size: int, channels: int = 3) -> Parts:

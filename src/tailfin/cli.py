@@ -1,9 +1,10 @@
-"""The command line: `tailfin pretrain`, `evaluate`, `report`, `list`."""
+"""The command line: `tailfin pretrain`, `advise`, `evaluate`, `report`, `list`."""
 
 import contextlib
 import dataclasses
 import io
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ tailfin: self-supervised pretraining of vision encoders, with momentum (EMA) on 
 usage: tailfin COMMAND [OPTIONS]
 
   pretrain   train an encoder on images without labels, judge it, write a report
+  advise     say which parts momentum would steady most, from a short measured phase
   evaluate   judge a run's encoder again, on its own data or on other data
   report     rebuild a run's report.html
   list       methods, backbones, and placements with their cost
@@ -59,7 +61,7 @@ examples:
   tailfin evaluate runs/photos --data cifar10                  its features on other labelled images"""
 
 ADVISE = """\
-Say where momentum would steady this training most: trains for a short phase, measures each part, and trains no further.
+Say where momentum would steady this training most: train for a short phase, measure each part, and stop there.
 
 example:
   tailfin advise --data cifar10 --method byol --backbone resnet18
@@ -163,6 +165,8 @@ Command = TypeVar("Command")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _interrupt)  # so that what was begun is cleaned up
     try:
         sys.exit(_run(words))
     except UserError as error:
@@ -173,6 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _run(words: list[str]) -> int:

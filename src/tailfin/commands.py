@@ -250,7 +250,7 @@ def _say_choices(setup: Setup, folder: RunFolder) -> None:
         end="",
     )
     print(f"{config.epochs} epochs, {setup.total_steps} steps")
-    print(f"momentum    {config.momentum}: {placed}", end="")
+    print(f"momentum    {config.momentum} ({placed})", end="")
     print(f", decay {config.decay:g} to {config.decay_end:g}" if encoder.placement.placed else "", end="")
     print(f"; the target path repeats {100 * cost:.1f} % of the forward FLOPs")
     print(

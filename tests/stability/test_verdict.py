@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tailfin.stability import collapse, verdict
+from tailfin.stability.signs import Sign
 
 
 def judged(**changes: object) -> verdict.Verdict:
@@ -27,8 +28,13 @@ def judged(**changes: object) -> verdict.Verdict:
         ({"spread": 0.01}, "collapsing", "collapsed completely"),
         ({"effective_rank": 1.3}, "collapsing", "very few dimensions"),
         ({"spread": float("nan")}, "collapsing", "not finite"),
-        ({"trained": (33.0, 60.0)}, "no better than untrained", "told from chance"),
-        ({"trained": (55.0, 37.0)}, "no better than untrained", "told from chance"),
+        ({"trained": (33.0, 37.0)}, "no better than untrained", "By kNN or linear probe no improvement"),
+        ({"trained": (33.0, 60.0)}, "no better than untrained", "(by the linear probe it is better)"),
+        ({"trained": (55.0, 37.0)}, "no better than untrained", "By the linear probe no improvement"),
+        ({"validation": [30.0, 41.0, 33.0]}, "past its best", "from 41.0 % to 33.0 %"),
+        ({"validation": [30.0, 41.0, 38.5]}, "healthy", "features better"),
+        ({"signs": [Sign("unstable", "At layer4.", "e")]}, "unstable", "At layer4."),
+        ({"signs": [Sign("a", "A.", "e"), Sign("collapsing", "Gone.", "e")]}, "collapsing", "Gone."),
         ({"trained": (55.0, 60.0), "judged_images": 10}, "no better than untrained", "told from chance"),
         ({"trained": (99.9, 99.9), "untrained": (98.5, 98.9)}, "healthy", "better than the untrained"),
         ({"judged_images": 0}, "not judged", "two classes"),

@@ -9,6 +9,8 @@ from tailfin.stability.signs import COLLAPSED_RANK, COLLAPSED_SPREAD, Sign
 
 Accuracies = tuple[float, float]
 
+FALL = 4.0
+"""Percentage points of validation kNN; with 1,000 queries a difference has a standard error of 2."""
 LOADER_BOUND = 0.2
 """Share of the time of a step that was spent waiting for images."""
 
@@ -40,6 +42,7 @@ def judge(
     losses: Sequence[tuple[int, float]],
     timing: Sequence[Mapping[str, Any]],
     signs: Sequence[Sign] = (),
+    validation: Sequence[float] = (),
 ) -> Verdict:
     """The verdict on a finished run.
 
@@ -52,6 +55,7 @@ def judge(
         losses: (step, loss) of each log row.
         timing: Rows of timing.jsonl.
         signs: What the monitors saw, the worst first.
+        validation: kNN accuracies in percent during training, in order.
     """
     wait = _mean([row["data_wait"] for row in timing])
     evidence = [
@@ -67,16 +71,18 @@ def judge(
     if trained and untrained:
         evidence.append(f"kNN {trained[0]:.1f} %, untrained encoder {untrained[0]:.1f} %")
         evidence.append(f"linear probe {trained[1]:.1f} %, untrained encoder {untrained[1]:.1f} %")
-    learnt = None
+    learnt: tuple[str, ...] | None = None
     if trained and untrained and judged_images:
-        learnt = all(_better(a, b, judged_images) for a, b in zip(trained, untrained, strict=True))
+        better = [_better(a, b, judged_images) for a, b in zip(trained, untrained, strict=True)]
+        learnt = tuple(name for name, yes in zip(("kNN", "the linear probe"), better, strict=True) if yes)
+    signs = [*signs, *_past_its_best(validation)]
     evidence += [sign.evidence for sign in signs]
     state, words = _state(spread, effective_rank / width, learnt, wait, signs)
     return Verdict(state, words, tuple(evidence))
 
 
 def _state(
-    spread: float, rank: float, learnt: bool | None, wait: float | None, signs: Sequence[Sign]
+    spread: float, rank: float, learnt: tuple[str, ...] | None, wait: float | None, signs: Sequence[Sign]
 ) -> tuple[str, str]:
     if not math.isfinite(spread) or not math.isfinite(rank):
         return "collapsing", "The encoder's outputs are not finite."
@@ -90,10 +96,18 @@ def _state(
     if signs:
         also = f" Also: {', '.join(sign.state for sign in signs[1:])}." if len(signs) > 1 else ""
         return signs[0].state, signs[0].words + also
-    if learnt is False:
+    if learnt is not None and len(learnt) < 2:
+        by = (
+            "kNN or linear probe"
+            if not learnt
+            else "kNN"
+            if learnt == ("the linear probe",)
+            else "the linear probe"
+        )
+        though = f" (by {learnt[0]} it is better)" if learnt else ""
         return "no better than untrained", (
-            "No improvement over the untrained encoder can be told from chance: train longer, with other views, or "
-            "with another learning rate."
+            f"By {by} no improvement over the untrained encoder can be told from chance{though}: train longer, with "
+            "other views, or with another learning rate."
         )
     if wait is not None and wait > LOADER_BOUND:
         return "loader-bound", "The training is sound, but it waited for images much of the time."
@@ -106,6 +120,23 @@ def _state(
         "healthy",
         "The training is healthy: no sign of collapse, and features better than the untrained encoder's.",
     )
+
+
+def _past_its_best(validation: Sequence[float]) -> list[Sign]:
+    """A validation accuracy that has fallen by a tenth of its best, and by more than its own noise."""
+    if not validation:
+        return []
+    best, last = max(validation), validation[-1]
+    if best - last <= max(0.1 * best, FALL):
+        return []
+    return [
+        Sign(
+            "past its best",
+            f"The validation kNN has fallen from {best:.1f} % to {last:.1f} %: the training has gone on too long, or "
+            "with too high a learning rate.",
+            f"validation kNN {best:.1f} % at its best, {last:.1f} % at the end",
+        )
+    ]
 
 
 def _better(trained: float, untrained: float, images: int) -> bool:

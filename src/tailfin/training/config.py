@@ -100,8 +100,13 @@ class Config:
         Raises:
             UserError: A value outside its bounds, naming the option.
         """
-        for name in ("epochs", "batch_size", "accumulate", "limit", "image_size", "workers"):
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{option(name)} is {value}; it must be finite")
+        for name in ("epochs", "batch_size", "accumulate", "limit", "workers"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("image_size", self.image_size, 8)
         for name in ("lr", "weight_decay", "warmup_epochs", "checkpoint_minutes", "knn_evaluations"):
             _at_least(name, getattr(self, name), 0)
         if self.crop_min is not None and not 0.0 < self.crop_min <= 1.0:
@@ -110,10 +115,6 @@ class Config:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise UserError(f"{option(name)} is {value}; it must lie in [0, 1]")
-        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "checkpoint_minutes"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise UserError(f"{option(name)} is {value}; it must be finite")
         self.monitored()
         for name, value in self.method_options.items():
             if not math.isfinite(value):

@@ -77,13 +77,18 @@ class RunFolder:
         """The run's settings, `out` being where the folder lies now."""
         return replace(settings.read(self.config), out=str(self.path))
 
-    def save_encoder(self, encoder: MomentumEncoder) -> None:
+    def save_encoder(self, encoder: MomentumEncoder, about: Mapping[str, object]) -> None:
         """Write the backbone under its own library's keys, online weights; momentum weights, where there are any,
-        go to a file of their own."""
-        self._save_tensors(self.encoder, encoder.backbone_state_dict())
+        go to a file of their own.
+
+        Args:
+            encoder: Both branches.
+            about: What `backbones.load_encoder` needs to build it again, and how its images are normalised.
+        """
+        self._save_tensors(self.encoder, encoder.backbone_state_dict(), about)
         if any(name != PROJECTOR for name in encoder.placement.placed):
             path = self.encoder.with_stem("encoder-momentum")
-            self._save_tensors(path, encoder.backbone_state_dict(momentum=True))
+            self._save_tensors(path, encoder.backbone_state_dict(momentum=True), about)
 
     def save_skipped(self, skipped: Sequence[Skipped]) -> None:
         """Write the images that could not be read, one a line: name, tab, reason."""
@@ -97,14 +102,25 @@ class RunFolder:
         """Write the report's pictures, uint8 [n, m, C, S, S]."""
         self._save_tensors(self.pictures, {"views": views, "neighbours": neighbours})
 
-    def _save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    def _save_tensors(
+        self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, object] | None = None
+    ) -> None:
         from safetensors.torch import save
 
-        write_atomically(path, save({name: t.cpu().contiguous().clone() for name, t in tensors.items()}))
+        metadata = None if about is None else {"tailfin": json.dumps(dict(about))}
+        plain = {name: t.cpu().contiguous().clone() for name, t in tensors.items()}
+        write_atomically(path, save(plain, metadata=metadata))
 
     def read_result(self) -> dict[str, Any]:
         """The content of result.json; empty while the run is not finished."""
-        found: dict[str, Any] = json.loads(self.result.read_text()) if self.result.exists() else {}
+        if not self.result.exists():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(
+                f"{self.result} is damaged; remove it, and --resume {self.path} judges the run again"
+            ) from None
         return found
 
     def read_pictures(self) -> dict[str, Tensor]:

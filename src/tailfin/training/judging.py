@@ -133,7 +133,16 @@ class Judge:
         """The final figures: writes the encoder, the pictures, the list of skipped files and result.json."""
         setup, folder = self.setup, self.folder
         train, test, encoder = setup.data.train, setup.data.test, setup.encoder
-        folder.save_encoder(encoder)
+        folder.save_encoder(
+            encoder,
+            {
+                "backbone": setup.config.backbone,
+                "image_size": setup.augment.size,
+                "channels": train.images.shape[1],
+                "mean": setup.data.mean,
+                "std": setup.data.std,
+            },
+        )
         found: dict[str, Scores] = {}
         unjudged = []
         if train.labels is not None and test is not None:
@@ -225,6 +234,7 @@ class Judge:
             losses=[(row["step"], row["loss"]) for row in rows if "loss" in row],
             timing=self.folder.read_timing(),
             signs=signs,
+            validation=[row["knn"] for row in rows if "knn" in row],
         )
 
     def _pictures(self, train: ImageSet, queries: ImageSet) -> list[list[str]] | None:

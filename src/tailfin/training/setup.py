@@ -1,5 +1,6 @@
 """From settings to everything a run needs: data, views, encoder, method; what was left open is chosen here."""
 
+import math
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     if steps == 0:
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the {len(data.train)} training images of "
-            f"{config.data!r}"
+            f"{config.data!r}; --batch-size {_half(len(data.train))} would fit"
         )
     size, channels = cast(int, config.image_size), data.train.images.shape[1]
     encoder, method = build(config, method_type, channels, len(data.train), steps * config.epochs)
@@ -173,6 +174,11 @@ def _resolved(config: Config, method_type: type[Method], images: ImageSet, devic
         warmup_epochs=warmup if config.warmup_epochs is None else config.warmup_epochs,
         device=str(device),
     )
+
+
+def _half(count: int) -> int:
+    """The largest power of two up to half of `count`, at least 2: batches should differ from each other."""
+    return int(max(2, 2 ** int(math.log2(max(4, count) / 2))))
 
 
 def _usual_size(device: torch.device) -> int:
