@@ -83,9 +83,9 @@ class Loop:
         self.train_step = Step(setup)
         self.state = State()
         lengths, held = self._restore() if folder.checkpoint.exists() else ({}, {})
+        self.monitors = Monitors(setup, folder, lengths.get("stability", 0), held)
         self.metrics = Log(folder.metrics, lengths.get("metrics", 0))
         self.timing = Log(folder.timing, lengths.get("timing", 0))
-        self.monitors = Monitors(setup, folder, lengths.get("stability", 0), held)
         self._evaluations = (
             _spread(setup.config.epochs, setup.config.knn_evaluations) if validate else frozenset()
         )
