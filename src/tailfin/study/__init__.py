@@ -1,0 +1,1 @@
+"""Studies: grids of runs, statistics over seeds, and what they say about the claims."""

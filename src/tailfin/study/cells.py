@@ -1,0 +1,213 @@
+"""Cells: one run each, told apart by what they compute and not by how it was written."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from tailfin import backbones, methods
+from tailfin.data.types import ImageSet
+from tailfin.errors import UserError
+from tailfin.momentum.placement import PROJECTOR, Placement
+from tailfin.training import setup
+from tailfin.training.config import FORMAT, HARMLESS, Config, from_dict
+from tailfin.training.device import MemoryFormat, Precision
+
+MATTERING = tuple(field.name for field in dataclasses.fields(Config) if field.name not in HARMLESS)
+AUTO = "auto"
+"""The placement that each run chooses for itself; what it chose is in its result."""
+MOMENTUM = ("momentum", "decay", "decay_end", "buffers", "through")
+"""Settings that say where momentum is and how it moves; the rest of a cell is what placements are compared in."""
+
+# Resolving the settings asks the images for their size alone; the published recipes are for 32 px.
+_STAND_IN = ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What all cells of a study are computed with, so that none differs from another in it.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        precision, memory_format: As in `Config`; None where not chosen yet.
+    """
+
+    device: str
+    precision: Precision | None = None
+    memory_format: MemoryFormat | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        config: Its settings, in one spelling; `data` as the study file names it.
+        fingerprint: Of all settings that matter.
+        name: For people; the run folder's name begins with it.
+    """
+
+    config: Config
+    fingerprint: str
+    name: str
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return f"{self.name}-{self.fingerprint}"
+
+
+class Misfit(Exception):
+    """Settings that do not go together: the one to name, and what is wrong."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def check(config: Config) -> None:
+    """Find wrong names and settings that do not fit each other before any image is read.
+
+    Raises:
+        Misfit: Naming the setting.
+    """
+    with _blaming("method"):
+        method = methods.load(config.method)
+    with _blaming("backbone"):
+        names = part_names(config.backbone or backbones.NARROW, config.image_size or 32)
+    with _blaming("momentum"):
+        text = method.recipe.placement if config.momentum in ("published", AUTO) else config.momentum
+        placement = Placement.parse(text, names)
+    if config.through and not 0 < placement.fork < len(names):
+        raise Misfit(
+            "through", f"through needs parts before the first one with momentum; {placement.text!r} has none"
+        )
+    with _blaming("method_options"):
+        setup.make_method(method, config, features=512, images=2)
+    with _blaming("optimizer"):
+        canonical(config, Compute("cpu"))
+
+
+@contextmanager
+def _blaming(key: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise Misfit(key, str(error)) from None
+
+
+def canonical(config: Config, compute: Compute) -> Config:
+    """The settings in one spelling: two configurations that compute the same become equal.
+
+    What is left open is filled in as a run does, the placement gets its shortest name, and a decay without momentum
+    parts is dropped. The size of the images alone stays open, for only the data know it.
+
+    Raises:
+        UserError: As a run does.
+    """
+    method = methods.load(config.method)
+    full = setup._resolved(config, method, _STAND_IN, torch.device(compute.device))
+    names = part_names(full.backbone or backbones.NARROW, config.image_size or 32)
+    full = replace(
+        full,
+        data=config.data,
+        image_size=config.image_size,
+        precision=config.precision or compute.precision,
+        memory_format=config.memory_format or compute.memory_format,
+    )
+    if full.momentum == AUTO:
+        return full
+    placement = Placement.parse(full.momentum, names)
+    full = replace(full, momentum=shortest(placement, method.stop_gradient))
+    if placement.placed:
+        return full
+    return replace(full, decay=None, decay_end=None, buffers="batch", through=False)
+
+
+def shortest(placement: Placement, stop_gradient: bool) -> str:
+    """The shortest name of a placement, such as "layer4:" for "layer4,projector".
+
+    Args:
+        placement: As it was written.
+        stop_gradient: Whether the method never backpropagates through its target: `none` is then `stopgrad`.
+    """
+    names, placed = placement.names, placement.placed
+    if not placed:
+        return "stopgrad" if stop_gradient else placement.text
+    first, last = names.index(placed[0]), names.index(placed[-1])
+    if len(placed) == 1 or placed != names[first : last + 1]:
+        return ",".join(placed)
+    if last == len(names) - 1:
+        return f"{placed[0]}:" if first else "all"
+    if first == 0:
+        return "backbone" if placed == names[:-1] and names[-1] == PROJECTOR else f":{placed[-1]}"
+    return f"{placed[0]}:{placed[-1]}"
+
+
+@lru_cache
+def part_names(backbone: str, image_size: int) -> tuple[str, ...]:
+    """The encoder's parts from input to output, the projector last.
+
+    Raises:
+        UserError: No such backbone, or one that cannot be split.
+    """
+    return (*backbones.create_parts(backbone, image_size=image_size).names, PROJECTOR)
+
+
+def fingerprint(config: Config) -> str:
+    """Ten characters that differ where two runs compute something different."""
+    return hashlib.blake2b(json.dumps(settings(config), sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every setting that matters, and the settings' format, as plain values."""
+    values = {name: getattr(config, name) for name in MATTERING}
+    return {"format": FORMAT, **values, "method_options": dict(config.method_options)}
+
+
+def from_settings(values: Mapping[str, Any]) -> Config | None:
+    """The configuration of `settings`; None where this version of tailfin reads another format or other settings.
+
+    Settings that came later take their defaults, so that a table outlives them.
+    """
+    if values.get("format") != FORMAT:
+        return None
+    known = {key: value for key, value in values.items() if key != "format" and value is not None}
+    try:
+        return from_dict(known, "the table")
+    except UserError:
+        return None
+
+
+def varying(configs: Collection[Config]) -> tuple[str, ...]:
+    """Names of the settings that differ among `configs`, in their own order."""
+    plain = [settings(config) for config in configs]
+    return tuple(name for name in MATTERING if any(each[name] != plain[0][name] for each in plain[1:]))
+
+
+def name(config: Config, differing: Collection[str]) -> str:
+    """A readable name: method, placement, whatever else differs within the study, seed."""
+    words = [config.method, config.momentum]
+    for key in differing:
+        value = getattr(config, key)
+        if key in ("method", "momentum", "seed") or value is None:
+            continue
+        if isinstance(value, Mapping):
+            words += [f"{option}{number:g}" for option, number in value.items()]
+        else:
+            # Words speak for themselves; a number needs to be told what it is.
+            plain = value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else f"{key}{value}"
+            words.append(plain)
+    return re.sub(r"[^\w.-]", "_", "-".join([*words, f"seed{config.seed}"]))
+
+
+def make(config: Config, differing: Collection[str]) -> Cell:
+    """The cell of a canonical configuration."""
+    return Cell(config, fingerprint(config), name(config, differing))

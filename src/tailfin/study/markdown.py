@@ -1,0 +1,54 @@
+"""A study's report in Markdown, for reading in a repository."""
+
+import re
+from collections.abc import Sequence
+
+from tailfin.report.study_page import StudyContent, Table
+
+
+def render(content: StudyContent) -> str:
+    """The verdicts and tables of the page; the pictures are in the page alone."""
+    lines = [f"# {content.title}", "", content.question, "", content.status, ""]
+    lines += _table(
+        Table(
+            ("claim", "verdict", "why"),
+            [(f"{c.id}: {c.title}", c.state, c.words) for c in content.claims],
+            3,
+            "Claims of [arXiv 2208.05744](https://arxiv.org/abs/2208.05744) in our words.",
+        )
+    )
+    for claim in content.claims:
+        if claim.findings:
+            lines += [f"## {claim.id}: {claim.title}", "", claim.rule, ""]
+            for context, state, words, evidence in claim.findings:
+                lines += [f"- {_text(context)}: **{state}**. {_text(words)}"]
+                lines += [f"    - {_text(line)}" for line in evidence]
+            lines.append("")
+    lines += ["## Arms", "", *_table(content.arms)]
+    lines += ["## Differences to the controls", "", *_table(content.differences)]
+    if content.choices:
+        lines += ["## Selection", "", *_table(content.choices)]
+    if content.failures:
+        lines += ["## Cells without a result", ""]
+        lines += _table(Table(("cell", "reason"), content.failures, 2))
+    lines += ["## Settings", ""]
+    lines += [f"- {_text(note)}" for note in content.notes] + ([""] if content.notes else [])
+    lines += _table(Table(("setting", "value"), [*content.settings, *content.versions], 2))
+    lines += ["Repeat it:", "", "```sh", content.command, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: Table) -> list[str]:
+    note = [_text(table.note), ""] if table.note else []
+    if not table.rows:
+        return note
+    rule = ["---" if place < table.words else "---:" for place in range(len(table.heads))]
+    return [*(_row(each) for each in (table.heads, rule)), *(_row(row) for row in table.rows), "", *note]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_text(cell) for cell in cells) + " |"
+
+
+def _text(text: str) -> str:
+    return re.sub(r"<(?=[\w/!])", "&lt;", " ".join(text.split()).replace("|", "\\|"))

@@ -1,0 +1,89 @@
+"""What a study will take, before it takes it: `tailfin study --plan`."""
+
+import heapq
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tailfin.report.words import duration
+from tailfin.study import cells, compute
+from tailfin.study.design import Progress, Row
+from tailfin.study.runner import CellFolders
+from tailfin.training.config import Config
+
+STEPS = 5
+SPEED = (
+    "data", "method", "momentum", "backbone", "image_size", "limit", "batch_size", "accumulate", "epochs",
+    "method_options",
+)  # fmt: skip
+"""Settings that the time of a run hangs on; cells that share them are measured once."""
+
+
+def show(
+    progress: Progress,
+    rows: Mapping[str, Row],
+    folders: CellFolders,
+    locate: Mapping[str, str],
+    jobs: int,
+    device: str,
+) -> None:
+    """Print every cell with its state and its time, and the whole with `jobs` side by side."""
+    states = [
+        (cell.name, cell.config, "done" if cell.fingerprint in rows else folders.state(cell))
+        for cell in progress.cells
+    ]
+    # Whatever the selection will choose, the run takes the same time.
+    states += [
+        (f"{cells.name(entry.variant, ())}, {entry.frame}", entry.variant, "to do")
+        for entry in progress.entries
+        if entry.cell is None
+    ]
+    todo = {_speed(config): config for _, config, state in states if state != "done"}
+    told = _measure(todo, locate, jobs, device)
+    print(f"{'cell':<58}{'state':<13}{'time':>14}")
+    for name, config, state in states:
+        time = "" if state == "done" else duration(_seconds(told[_speed(config)]))
+        print(f"{name:<58}{state:<13}{time:>14}")
+    left = [_seconds(told[_speed(config)]) for _, config, state in states if state != "done"]
+    if not left:
+        print(f"all {len(states)} cells are done")
+        return
+    memory = max(each["memory"] for each in told.values())
+    print(
+        f"{len(left)} of {len(states)} cells to do, {duration(sum(left))} one by one, about "
+        f"{duration(side_by_side(left, jobs))} with {jobs} side by side"
+    )
+    print(
+        f"memory: up to {memory / 2**30:.1f} GiB a cell, {jobs * memory / 2**30:.1f} GiB at a time; measured on "
+        f"{STEPS} steps of each kind of cell and on judging a part of the images"
+    )
+
+
+def side_by_side(seconds: Sequence[float], jobs: int) -> float:
+    """When the last of the cells ends if they start in order, `jobs` at a time."""
+    ends = [0.0] * jobs
+    for each in seconds:
+        heapq.heapreplace(ends, ends[0] + each)
+    return max(ends)
+
+
+def _measure(
+    todo: Mapping[str, Config], locate: Mapping[str, str], jobs: int, device: str
+) -> dict[str, dict[str, Any]]:
+    """What each kind of cell takes; as many processes side by side as there will be cells."""
+    located = [replace(c, device=device, data=locate.get(c.data, c.data)) for c in todo.values()]
+    groups = [located[start::jobs] for start in range(jobs) if located[start::jobs]]
+    order = [key for start in range(jobs) for key in list(todo)[start::jobs]]
+    if not groups:
+        return {}
+    return dict(zip(order, compute.measure(groups, jobs, steps=STEPS, judging=True), strict=True))
+
+
+def _seconds(told: Mapping[str, Any]) -> float:
+    return float(told["training"] + told["judging"])
+
+
+def _speed(config: Config) -> str:
+    values = cells.settings(config)
+    return json.dumps([values[name] for name in SPEED], sort_keys=True)

@@ -1,0 +1,122 @@
+"""A few steps of some runs, measured: `python -m tailfin.study.probe ASKED TOLD`, both JSON.
+
+It is a process of its own, so that what it allocates is gone before the first cell starts.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from tailfin.data.split import random_subset
+from tailfin.data.types import Dataset, ImageSet
+from tailfin.errors import UserError
+from tailfin.study import cells
+from tailfin.training.config import Config
+from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.training.feed import Feed
+from tailfin.training.folder import RunFolder
+from tailfin.training.judging import Judge, Subject, scores
+from tailfin.training.setup import Setup, build, load_data, prepare
+from tailfin.training.step import Step
+
+WARM_UP = 2
+"""Steps before the clock runs: the first ones allocate."""
+CUDA_CONTEXT = 600 * 2**20
+"""Bytes that a process takes on a GPU beside its tensors, an estimate on the safe side."""
+JUDGED = 1000
+"""Images, training and test together, that judging is measured on; its time is taken to grow with their number."""
+
+
+def measure(config: Config, data: Dataset, steps: int, judging: bool) -> dict[str, Any]:
+    """What one run takes.
+
+    Returns:
+        `precision` and `memory_format` as chosen; `training` and `judging`, the seconds of the whole run; `memory` in
+        bytes, on a GPU of this run, on a CPU the most that this process ever had.
+    """
+    cuda = config.device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    setup = prepare(config, data)
+    step = Step(setup)
+    feed = Feed(
+        data.train,
+        batch_size=setup.config.batch_size,
+        seed=config.seed,
+        device=setup.execution.device,
+    )
+    times = []
+    for number, batch in enumerate(feed.batches(0, min(WARM_UP + steps, setup.total_steps))):
+        start = time.perf_counter()
+        step(batch, number).item()
+        times.append(time.perf_counter() - start)
+    memory = (
+        torch.cuda.max_memory_reserved() + CUDA_CONTEXT
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    )
+    return {
+        "precision": setup.execution.precision,
+        "memory_format": setup.execution.memory_format,
+        "memory": memory,
+        "training": median(times[WARM_UP:] or times) * setup.total_steps,
+        "judging": _judging(setup) if judging else 0.0,
+    }
+
+
+def _judging(setup: Setup) -> float:
+    """Seconds of the looks during training and of the final figures, extrapolated from a part of the images."""
+    data, config = setup.data, setup.config
+    judge, total = Judge(setup, RunFolder(Path())), 0.0
+    if judge.can_validate:
+        start = time.perf_counter()
+        judge.validate()
+        total += (time.perf_counter() - start) * min(config.knn_evaluations, config.epochs)
+    if data.train.labels is None or data.test is None:
+        return total
+    fresh, _ = build(config, type(setup.method), data.train.images.shape[1], len(data.train), 1)
+    setup.execution.place(fresh)
+    ours = judge.subject
+    untrained = Subject(fresh, ours.execution, ours.size, ours.mean, ours.std, ours.batch_size)
+    share = min(1.0, JUDGED / (len(data.train) + len(data.test)))
+    train, test = _some(data.train, share), _some(data.test, share)
+    start = time.perf_counter()
+    scores(ours, untrained, train, test, judge.seed)
+    return total + (time.perf_counter() - start) * (len(data.train) + len(data.test)) / (
+        len(train) + len(test)
+    )
+
+
+def _some(images: ImageSet, share: float) -> ImageSet:
+    # kNN and the probe need a handful, whatever the share.
+    return images.subset(random_subset(len(images), max(50, round(share * len(images))), 0, images.labels))
+
+
+def main(asked: Path, told: Path) -> None:
+    """Measure what the file `asked` names and write it to `told`."""
+    keep_freed_memory()
+    content = json.loads(asked.read_text())
+    found, held = [], None
+    for values in content["configs"]:
+        config = cells.from_settings(values)
+        if config is None:
+            raise ValueError(f"settings {values} cannot be read back")
+        source = (config.data, config.limit, config.image_size, config.seed)
+        if held is None or held[0] != source:
+            held = None  # two data sets at once may not fit
+            held = (source, load_data(config, find_device(config.device)))
+        found.append(measure(config, held[1], content["steps"], content["judging"]))
+    told.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    try:
+        main(*map(Path, sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"tailfin: {error}")

@@ -1,0 +1,225 @@
+"""From grids to cells: products, controls, cells by two names, and the choice of a decay."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailfin.momentum.placement import Placement
+from tailfin.study import cells
+from tailfin.study.cells import Compute
+from tailfin.training.config import Config
+
+from .synthetic import COMPUTE, design, rows
+
+NAMES = ("stem", "layer1", "layer2", "layer3", "layer4", "projector")
+
+
+def momenta(folder: Path, grid: str) -> list[tuple[str, str, int]]:
+    return [
+        (c.config.method, c.config.momentum, c.config.seed) for c in design(folder, grid).progress({}).cells
+    ]
+
+
+@given(st.sets(st.sampled_from(NAMES), min_size=1))
+def test_the_shortest_name_means_the_same_parts(chosen: set[str]) -> None:
+    placement = Placement.parse(",".join(name for name in NAMES if name in chosen), NAMES)
+    short = cells.shortest(placement, False)
+    assert Placement.parse(short, NAMES).placed == placement.placed
+    assert len(short) <= len(placement.text)
+
+
+@pytest.mark.parametrize(
+    ("written", "short"),
+    [
+        ("stem:", "all"),
+        ("layer4,projector", "layer4:"),
+        ("stem,layer1", ":layer1"),
+        ("stem:layer4", "backbone"),
+        ("layer2,layer3", "layer2:layer3"),
+        ("stem,projector", "stem,projector"),
+        ("projector:", "projector"),
+    ],
+)
+def test_names_of_placements(written: str, short: str) -> None:
+    assert cells.canonical(Config(momentum=written), COMPUTE).momentum == short
+
+
+def test_cells_that_differ_by_name_alone_are_one() -> None:
+    def same(method: str, *others: dict[str, object]) -> bool:
+        found = {cells.fingerprint(cells.canonical(Config(method=method, **o), COMPUTE)) for o in others}  # type: ignore[arg-type]
+        return len(found) == 1
+
+    assert same("simclr", {"momentum": "none"}, {"momentum": "published"}, {"momentum": "none", "decay": 0.5})
+    assert same(
+        "byol", {"momentum": "none"}, {"momentum": "stopgrad"}, {"momentum": "stopgrad", "buffers": "ema"}
+    )
+    assert same("simclr", {"momentum": "all"}, {"momentum": "stem:", "lr": 0.4, "decay": 0.99})
+    assert same("simclr", {}, {"out": "x", "workers": 3, "checkpoint_minutes": 1.0, "cache": "y"})
+    assert same("simclr", {"backbone": "resnet10w16"}, {})
+    assert not same("simclr", {"momentum": "none"}, {"momentum": "stopgrad"})
+    assert not same("simclr", {"seed": 0}, {"seed": 1})
+    assert not same("simclr", {"data": "a"}, {"data": "b"})
+    bf16 = cells.canonical(Config(), Compute("cpu", "bf16", "contiguous"))
+    assert cells.fingerprint(bf16) != cells.fingerprint(cells.canonical(Config(), COMPUTE))
+
+
+def test_a_fingerprint_outlives_the_table_it_is_kept_in() -> None:
+    config = cells.canonical(
+        Config(momentum="layer3:", method_options={"temperature": 0.1}, limit=20), COMPUTE
+    )
+    values = cells.settings(config)
+    back = cells.from_settings(values)
+    assert back is not None
+    assert cells.fingerprint(back) == cells.fingerprint(config)
+    # A setting that did not exist when the row was written takes its default.
+    values.pop("monitors")
+    older = cells.from_settings(values)
+    assert older is not None
+    assert cells.fingerprint(older) == cells.fingerprint(config)
+    assert cells.from_settings({**values, "format": 0}) is None
+    assert cells.from_settings({**values, "no_longer": 1}) is None
+
+
+def test_grids_are_products_united_and_the_seed_is_outermost(tmp_path: Path) -> None:
+    grid = '[[grid]]\nmomentum = ["stopgrad", "none"]\nseed = [0, 1]\n'
+    grid += '[[grid]]\nmethod = ["byol"]\nmomentum = ["none"]\n'
+    assert momenta(tmp_path, grid) == [
+        ("simclr", "stopgrad", 0),
+        ("simclr", "none", 0),
+        ("byol", "stopgrad", 0),
+        ("simclr", "stopgrad", 1),
+        ("simclr", "none", 1),
+    ]
+
+
+def test_controls_are_added_where_placements_are_compared(tmp_path: Path) -> None:
+    found = design(
+        tmp_path, '[grid]\nmomentum = ["all", "projector"]\nmethod = ["simclr", "byol"]\nseed = [4]\n'
+    )
+    assert found.notes == ["added the controls byol stopgrad, simclr none, simclr stopgrad: 3 cells"]
+    assert len(found.variants) == 7
+    alone = design(tmp_path, '[grid]\nmomentum = ["all"]\nlr = [0.1, 0.2]\n')
+    assert (alone.notes, len(alone.variants)) == ([], 2)
+
+
+def test_cells_by_two_names_are_united_and_it_is_said(tmp_path: Path) -> None:
+    found = design(tmp_path, '[grid]\nmomentum = ["none", "published", "stem:", "all", "stopgrad"]\n')
+    assert found.notes == ["2 cells are others by another name, and run once"]
+    assert sorted(each.momentum for each in found.variants) == ["all", "none", "stopgrad"]
+
+
+def test_a_control_of_its_own(tmp_path: Path) -> None:
+    found = design(tmp_path, '[grid]\nlr = [0.1, 0.2]\nmethod = ["simclr"]\n[control]\nlr = 0.3\n')
+    assert sorted(each.lr or 0 for each in found.variants) == [0.1, 0.2, 0.3]
+    first = next(each for each in found.variants if each.lr == 0.1)
+    assert [each.lr for each in found.control_of(first)] == [0.3]
+    control = next(each for each in found.variants if each.lr == 0.3)
+    assert found.control_of(control) == []
+
+
+def test_decays_without_momentum_are_one_arm_and_every_decay_has_it_as_control(tmp_path: Path) -> None:
+    found = design(tmp_path, '[grid]\nmomentum = ["stopgrad", "all"]\ndecay = [0.9, 0.99]\n')
+    assert sorted((v.momentum, v.decay) for v in found.variants if v.decay) == [("all", 0.9), ("all", 0.99)]
+    assert len(found.variants) == 4
+    for variant in found.variants:
+        if variant.momentum == "all":
+            assert {c.momentum for c in found.control_of(variant)} == {"none", "stopgrad"}
+
+
+@pytest.mark.parametrize(("count", "seeds"), [(1, [3]), (2, [3, 5]), (4, [3, 5, 6, 8])])
+def test_another_number_of_seeds(tmp_path: Path, count: int, seeds: list[int]) -> None:
+    text = '[grid]\nmomentum = ["all"]\nseed = [3, 5]\n[select]\nsetting = "decay"\nvalues = [0.9]\nseeds = [7]\n'
+    found = design(tmp_path, text, seeds=count)
+    assert [each.seed for each in found.variants] == seeds
+
+
+def test_names_are_readable_and_folders_unique(tmp_path: Path) -> None:
+    found = design(tmp_path, '[grid]\nmomentum = ["layer4:", "none"]\ndecay = [0.9, 0.99]\nseed = [0, 1]\n')
+    names = [cell.name for cell in found.progress({}).cells]
+    assert names[0] == "simclr-layer4_-decay0.9-seed0"
+    assert "simclr-none-seed1" in names
+    assert len({cell.folder for cell in found.progress({}).cells}) == len(names)
+
+
+SELECT = """
+[grid]
+method = ["simclr"]
+momentum = ["projector", "all"]
+seed = [0, 1]
+[select]
+setting = "decay"
+values = [0.9, 0.99]
+seeds = [8, 9]
+"""
+
+
+def best(config: Config) -> float:
+    """The projector likes .99 a little, everything .9 a lot."""
+    if config.momentum == "projector":
+        return 51.0 if config.decay == 0.99 else 50.0
+    return 56.0 if config.decay == 0.9 else 50.0
+
+
+def test_a_decay_is_chosen_first_and_the_final_runs_follow(tmp_path: Path) -> None:
+    study = design(tmp_path, SELECT)
+    start = study.progress({})
+    assert {(c.config.momentum, c.config.decay, c.config.seed) for c in start.selection} == {
+        (m, d, s) for m in ("projector", "all") for d in (0.9, 0.99) for s in (8, 9)
+    }
+    assert all(c.config.decay_end == c.config.decay for c in start.selection)
+    # The controls have nothing to choose: they can run at once.
+    assert {e.variant.momentum for e in start.entries if e.cell} == {"none", "stopgrad"}
+    assert [e.frame for e in start.entries if e.cell] == ["", "", "", ""]
+    assert sum(e.cell is None for e in start.entries) == 8
+
+    done = study.progress(rows(study, best))
+    assert {c.arm: c.value for c in done.choices} == {"simclr-projector": 0.99, "simclr-all": 0.9}
+    assert done.choices[0].scores == pytest.approx({0.9: 45.0, 0.99: 46.0})
+    decays = {
+        (e.frame, e.cell.config.momentum, e.cell.config.decay) for e in done.entries if e.cell and e.frame
+    }
+    assert decays == {
+        ("at its best decay", "projector", 0.99),
+        ("at its best decay", "all", 0.9),
+        ("at one decay", "projector", 0.9),
+        ("at one decay", "all", 0.9),
+    }
+    finals = [c.fingerprint for c in done.cells]
+    assert len(finals) == len(set(finals)) == 8 + 4 + 2 * 3
+
+
+def test_the_common_value_may_be_given_and_one_arm_need_not_wait_for_another(tmp_path: Path) -> None:
+    study = design(tmp_path, SELECT + "common = 0.99\n")
+    assert all(e.cell for e in study.progress({}).entries if e.frame == "at one decay")
+    whole = rows(study, best)
+    some = {k: row for k, row in whole.items() if row["settings"]["momentum"] == "projector"}
+    frames = {
+        (e.frame, e.variant.momentum)
+        for e in study.progress(some).entries
+        if e.cell is not None and e.frame == "at its best decay"
+    }
+    assert frames == {("at its best decay", "projector")}
+
+
+def test_a_value_whose_run_failed_is_not_chosen(tmp_path: Path) -> None:
+    study = design(tmp_path, SELECT)
+    whole = rows(study, best)
+    lost = next(
+        c.fingerprint
+        for c in study.progress({}).selection
+        if (c.config.momentum, c.config.decay, c.config.seed) == ("all", 0.9, 8)
+    )
+    found = study.progress({k: v for k, v in whole.items() if k != lost}, {lost})
+    assert {c.arm: c.value for c in found.choices} == {"simclr-projector": 0.99, "simclr-all": 0.99}
+    everything = {c.fingerprint for c in found.selection if c.config.momentum == "all"}
+    found = study.progress({k: v for k, v in whole.items() if k not in everything}, everything)
+    assert found.problems == ["simclr-all: no value of decay has a validation kNN to choose by"]
+    assert {e.variant.momentum for e in found.entries if e.frame == "at its best decay"} == {"projector"}
+    assert not any(e.cell is None for e in found.entries)
+
+
+def test_auto_is_a_placement_that_each_run_chooses(tmp_path: Path) -> None:
+    found = design(tmp_path, '[grid]\nmomentum = ["auto", "all"]\n')
+    assert sorted(v.momentum for v in found.variants) == ["all", "auto", "none", "stopgrad"]
