@@ -18,6 +18,7 @@ from PIL import Image
 
 from tailfin import cli
 from tailfin.study import compute, runner, table
+from tailfin.study.cells import Compute
 from tailfin.study.compute import Kept
 from tailfin.study.design import Design
 from tailfin.study.file import read as read_study
@@ -25,6 +26,7 @@ from tailfin.study.file import read as read_study
 from .synthetic import HEAD
 from .test_runner import FAKE
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     '[settings]\nbackbone = "resnet10w2"\nprecision = "fp32"\nmemory_format = "contiguous"\ndevice = "cpu"\n'
 )
@@ -339,15 +341,21 @@ def test_compute_is_settled_once(
     assert {row["settings"]["precision"] for row in table.read(tmp_path / "results/s").values()} == {"bf16"}
 
 
-def test_every_study_in_the_repository_is_sound() -> None:
-    from tailfin.study import file
-    from tailfin.study.cells import Compute
-    from tailfin.study.design import Design
+def test_the_file_in_the_documentation_is_sound(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "studies.md").read_text()
+    block = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    (tmp_path / "s.toml").write_text(block[1])
+    study = Design(read_study(tmp_path / "s.toml"), Compute("cpu", "fp32", "contiguous"))
+    assert len(study.progress({}).selection) == 2 * 3 * 4
+    assert {each.momentum for each in study.control_of(study.variants[0])} == {"stopgrad"}
 
-    files = sorted((Path(__file__).resolve().parents[2] / "studies").glob("*.toml"))
+
+def test_every_study_in_the_repository_is_sound() -> None:
+    files = sorted((ROOT / "studies").glob("*.toml"))
     assert len(files) == 6
     for path in files:
-        design = Design(file.read(path), Compute("cpu", "fp32", "contiguous"))
+        design = Design(read_study(path), Compute("cpu", "fp32", "contiguous"))
         assert {"none", "stopgrad"} <= {each.momentum for each in design.variants}
         assert path.read_text().startswith("# ")
         assert f"tailfin study studies/{path.name}" in path.read_text()

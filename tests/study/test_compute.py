@@ -67,3 +67,12 @@ def test_processors_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compute.environment(3)["OMP_NUM_THREADS"] == "2"
     assert compute.environment(16)["OMP_NUM_THREADS"] == "1"
     assert compute.environment(1, gpu="5")["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_a_gpu_is_shared_as_far_as_its_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "processors", lambda: 16)
+    monkeypatch.setattr(compute, "_free_on_gpus", lambda: [10 * 2**30, 5 * 2**30])
+    assert compute.usual_jobs("cuda", 2 * 2**30) == 4 + 2
+    assert compute.usual_jobs("cuda", None) == 2
+    monkeypatch.setattr(compute, "processors", lambda: 3)
+    assert compute.usual_jobs("cuda", 2 * 2**30) == 3

@@ -115,7 +115,7 @@ class Study:
         jobs = self.options.jobs or compute.usual_jobs(self.kept.compute.device, self.kept.memory)
         if self.options.plan:
             progress = self.design.progress(self.rows)
-            plan.show(progress, self.rows, self.folders, self.locate, jobs, self.kept.compute.device)
+            plan.show(progress, self.rows, self.folders, self.locate, jobs, self.kept.compute)
             return 0
         self.folders.make()
         self.kept.write(self.out)

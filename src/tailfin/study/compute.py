@@ -164,14 +164,22 @@ def usual_jobs(device: str, memory: int | None) -> int:
     if device == "cpu":
         free = _free_memory()
         return _fitting(processors(), free, memory)
-    import torch
-
-    found = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
-    return min(processors(), sum(_fitting(processors(), free, memory) if memory else 1 for free in found))
+    return min(
+        processors(), sum(_fitting(processors(), free, memory) if memory else 1 for free in _free_on_gpus())
+    )
 
 
 def _fitting(most: int, free: int | None, memory: int | None) -> int:
     return most if not (free and memory) else max(1, min(most, int(MEMORY_SHARE * free / memory)))
+
+
+def _free_on_gpus() -> list[int]:
+    """Free bytes of each visible GPU, asked in a process of its own: the question leaves a context on the GPU."""
+    program = (
+        "import torch; print(*(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    return [int(word) for word in told.split()]
 
 
 def _free_memory() -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tailfin.report.words import duration
 from tailfin.study import cells, compute
+from tailfin.study.cells import Compute
 from tailfin.study.design import Progress, Row
 from tailfin.study.runner import CellFolders
 from tailfin.training.config import Config
@@ -26,7 +27,7 @@ def show(
     folders: CellFolders,
     locate: Mapping[str, str],
     jobs: int,
-    device: str,
+    on: Compute,
 ) -> None:
     """Print every cell with its state and its time, and the whole with `jobs` side by side."""
     states = [
@@ -40,7 +41,8 @@ def show(
         if entry.cell is None
     ]
     todo = {_speed(config): config for _, config, state in states if state != "done"}
-    told = _measure(todo, locate, jobs, device)
+    told = _measure(todo, locate, jobs, on.device)
+    print(f"on {on.device}, {on.precision}, {on.memory_format}")
     print(f"{'cell':<58}{'state':<13}{'time':>14}")
     for name, config, state in states:
         time = "" if state == "done" else duration(_seconds(told[_speed(config)]))
