@@ -1,7 +1,6 @@
 """The commands `pretrain`, `evaluate` and `report`, from settings to a finished run folder."""
 
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -146,18 +145,11 @@ def _say_advice(advice: Advice) -> None:
 @contextmanager
 def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
     """Judging keeps nothing half done: interrupted, it is done again from the last checkpoint."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except KeyboardInterrupt:
         print(f"stopped while judging; go on with: tailfin pretrain --resume {shlex.quote(str(folder.path))}")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def evaluate(run: Path, data: str | None, limit: int | None, device: str) -> int:

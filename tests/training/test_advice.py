@@ -57,6 +57,12 @@ def test_a_run_with_auto_equals_a_run_with_the_placement_that_it_chose(
         assert (tmp_path / "auto" / name).read_bytes() == (tmp_path / "fixed" / name).read_bytes(), name
 
 
+def test_a_run_too_short_to_measure_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    short = [*SMALL, "--limit", "48", "--epochs", "1"]
+    assert run("advise", *short) == 2
+    assert "the run has 2 steps" in capsys.readouterr().err
+
+
 def test_advise_prints_a_row_a_part_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

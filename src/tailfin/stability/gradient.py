@@ -30,14 +30,15 @@ class GradientMonitor:
         self.names = tuple(parts)
         self._squares: list[list[Tensor]] = [[] for _ in parts]
         self._rows: list[Tensor] = []
+        # A hook on a tensor inside a compiled graph is not run by every backend. As a decorator this would cost each
+        # command that only imports monitors two seconds: torch then loads its compiler.
+        listen = torch.compiler.disable(self._listen)
         self._handles = [
-            module.register_forward_hook(partial(self._listen, index))
+            module.register_forward_hook(partial(listen, index))
             for index, module in enumerate(parts.values())
         ]
         self.heard = True
 
-    # A hook on a tensor inside a compiled graph is not run by every backend.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _listen(self, index: int, module: nn.Module, _inputs: Any, output: Tensor) -> None:
         if not self.heard or not output.requires_grad:
             return

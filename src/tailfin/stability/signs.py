@@ -29,6 +29,9 @@ STALE = 0.05
 """Target's drift on the probe batch over the online one's. At a decay of .99 it is near 1, at .99999 below .01."""
 FOLLOWING = 0.9995
 """Cosine between online and target output from which on the target is the online branch in all but name."""
+FAST = 0.95
+"""Decay from which on an average of 20 updates and more is no accident: in a long run the online weights move so
+little that such a target, too, is close to them."""
 START = 0.1
 """Share of a run that belongs to the warm-up, in which gradients change fast for a good reason."""
 
@@ -154,7 +157,7 @@ def target_signs(readings: Sequence[tuple[int, Reading]], part: str, decay: floa
                 f"at {part} the target moves {100 * median(drifts):.1f} % as far as the online branch",
             )
         ]
-    if gaps and median(gaps) > FOLLOWING:
+    if decay < FAST and gaps and median(gaps) > FOLLOWING:
         return [
             Sign(
                 "target too fast",

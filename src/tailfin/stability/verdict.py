@@ -20,8 +20,9 @@ class Verdict:
     """One state, a sentence, and the figures behind it.
 
     Attributes:
-        state: The worst thing seen: collapsing, unstable, gradient spikes, target stale, target too fast, no better
-            than untrained, loader-bound; not judged where only images to judge on are missing; else healthy.
+        state: The worst thing seen: collapsing, unstable, gradient spikes, target stale, target too fast, past its
+            best, no better than untrained, loader-bound; not judged where only images to judge on are missing; else
+            healthy.
         words: One sentence.
         evidence: The figures, one a line.
     """
@@ -97,13 +98,7 @@ def _state(
         also = f" Also: {', '.join(sign.state for sign in signs[1:])}." if len(signs) > 1 else ""
         return signs[0].state, signs[0].words + also
     if learnt is not None and len(learnt) < 2:
-        by = (
-            "kNN or linear probe"
-            if not learnt
-            else "kNN"
-            if learnt == ("the linear probe",)
-            else "the linear probe"
-        )
+        by = {(): "kNN or linear probe", ("kNN",): "the linear probe"}.get(learnt, "kNN")
         though = f" (by {learnt[0]} it is better)" if learnt else ""
         return "no better than untrained", (
             f"By {by} no improvement over the untrained encoder can be told from chance{though}: train longer, with "

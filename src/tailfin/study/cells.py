@@ -113,7 +113,7 @@ def canonical(config: Config, compute: Compute) -> Config:
         UserError: As a run does.
     """
     method = methods.load(config.method)
-    full = setup._resolved(config, method, _STAND_IN, torch.device(compute.device))
+    full = setup.resolved(config, method, _STAND_IN, torch.device(compute.device))
     names = part_names(full.backbone or backbones.NARROW, config.image_size or 32)
     full = replace(
         full,

@@ -7,6 +7,7 @@ from statistics import median
 import torch
 
 from tailfin.data.types import Dataset
+from tailfin.errors import UserError
 from tailfin.momentum.cost import part_flops
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.stability.fluctuation import fluctuation
@@ -20,6 +21,7 @@ from tailfin.training.step import Step
 PHASE_STEPS = 100
 """Steps of the phase, and at most a tenth of the run."""
 READINGS = 10
+FEWEST_STEPS = 4
 UNSTABLE_DRIFT = 1.25
 """A part whose output moves this many times as far as the median part's is where a slow target steadies most."""
 
@@ -73,16 +75,20 @@ def advise(config: Config, data: Dataset) -> Advice:
         data: Its images.
 
     Raises:
-        UserError: As `prepare`.
+        UserError: As `prepare`, or a run too short to measure anything.
     """
     setup = prepare(replace(config, momentum="stopgrad", through=False), data)
-    steps = max(READINGS, min(PHASE_STEPS, setup.total_steps // 10))
-    steps = min(steps, setup.total_steps)
-    drift, series = _measure(setup, steps)
+    steps = min(max(READINGS, min(PHASE_STEPS, setup.total_steps // 10)), setup.total_steps)
+    if steps < FEWEST_STEPS:
+        raise UserError(
+            f"the run has {steps} steps, and measuring where to put momentum takes {FEWEST_STEPS} or more: "
+            "raise --epochs"
+        )
+    drift, variation = _measure(setup, steps)
     channels, size = setup.data.train.images.shape[1], setup.augment.size
     example = torch.zeros(1, channels, size, size, device=setup.execution.device)
     flops = part_flops(setup.encoder, setup.execution.images(example))
-    return choose(drift, series, flops, steps)
+    return choose(drift, variation, flops, steps)
 
 
 def choose(

@@ -82,7 +82,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     device = find_device(config.device)
     if data is None:
         data = load_data(config, device)
-    config = _resolved(config, method_type, data.train, device)
+    config = resolved(config, method_type, data.train, device)
     steps = len(data.train) // config.batch_size
     if steps == 0:
         raise UserError(
@@ -147,7 +147,12 @@ def fingerprint(images: ImageSet) -> str:
     return f"{'x'.join(map(str, images.images.shape))}-{zlib.crc32(content):08x}"
 
 
-def _resolved(config: Config, method_type: type[Method], images: ImageSet, device: torch.device) -> Config:
+def resolved(config: Config, method_type: type[Method], images: ImageSet, device: torch.device) -> Config:
+    """The settings with what was left open chosen for these images and this device, but precision and memory format.
+
+    Raises:
+        UserError: An optimizer that is not the published one without a learning rate.
+    """
     recipe = method_type.recipe
     if config.lr is None and config.optimizer not in (None, recipe.optimizer):
         raise UserError(
