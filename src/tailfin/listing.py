@@ -1,6 +1,7 @@
 """`tailfin list`: methods, backbones, and placements with their cost."""
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -23,19 +24,20 @@ def show(what: str, backbone: str, image_size: int) -> int:
 
 
 def _methods() -> Table:
-    table = Table(title="methods (--method), published CIFAR recipes")
-    for heading in ("name", "momentum", "decay", "optimizer", "lr at 256", "weight decay"):
+    table = Table(title="methods (--method), published CIFAR recipes", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("name", "family", "year", "momentum, decay", "optimizer, lr", "needs"):
         table.add_column(heading, no_wrap=True)
-    for name in methods.names():
-        recipe = methods.load(name).recipe
-        decay = "-" if recipe.placement == "none" else f"{recipe.decay:g} to {recipe.decay_end:g}"
+    known = {name: methods.load(name) for name in methods.names()}
+    for name, method in sorted(known.items(), key=lambda item: (item[1].about.family, item[1].about.year)):
+        recipe, about = method.recipe, method.about
+        decay = "" if recipe.placement == "none" else f", {recipe.decay:g} to {recipe.decay_end:g}"
         table.add_row(
             name,
-            recipe.placement,
-            decay,
-            recipe.optimizer,
-            f"{recipe.lr:g}",
-            f"{recipe.weight_decay:g}",
+            about.family,
+            str(about.year),
+            recipe.placement + decay,
+            f"{recipe.optimizer}, {recipe.lr:g}",
+            ", ".join(about.needs) or "-",
         )
     return table
 

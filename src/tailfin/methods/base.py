@@ -1,6 +1,7 @@
 """What every method is: heads, a loss on two branches, and a row of published defaults."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import ClassVar, Literal
 
@@ -13,6 +14,55 @@ from tailfin.branch import Branch
 # Norms below this count as zero, which bounds the gradient that reaches a dead embedding to 1e6 times the
 # loss's; torch's own default of 1e-12 multiplies it by 1e12, and one dead sample then drowns the batch.
 NORM_FLOOR = 1e-6
+
+
+Family = Literal["contrastive", "prediction", "redundancy", "prototypes"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What people want to know of a method.
+
+    Attributes:
+        title: Its name as its authors write it.
+        family: What its loss is made of.
+        year: Of its first publication.
+        source: The paper, as arXiv number.
+        idea: What it does, in three sentences.
+        equation: Its loss, in LaTeX.
+        needs: What it needs beside images: "labels".
+        expected: Linear accuracy (%) by data set, of others' long runs.
+        expected_source: Whose, and how long.
+    """
+
+    title: str
+    family: Family
+    year: int
+    source: str
+    idea: str
+    equation: str
+    needs: tuple[Literal["labels"], ...] = ()
+    expected: Mapping[str, float] = field(default_factory=dict)
+    expected_source: str = ""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a batch is beside its views, for the few methods that ask.
+
+    Attributes:
+        step: The optimizer step's number, counted from 0.
+        total_steps: Steps of the whole run.
+        steps_per_epoch: Steps of a pass over the images.
+        indices: int64 [N] on the CPU, each image's place in the training set.
+        labels: int64 [N] on the CPU; None where the images have none.
+    """
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    indices: Tensor
+    labels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -62,12 +112,15 @@ class Method(nn.Module):
 
     Attributes:
         stop_gradient: Whether the method as published never backpropagates through its target branch.
+        about: What it is.
         recipe: Published defaults.
         hidden: Hidden width of the heads.
         out: Output width of the projector.
+        moment: What the next loss is about; None where the loop does not say.
     """
 
     stop_gradient: ClassVar[bool]
+    about: ClassVar[About]
     recipe: ClassVar[Recipe]
 
     def __init__(self, hidden: int | None = None, out: int | None = None) -> None:
@@ -77,6 +130,7 @@ class Method(nn.Module):
             ValueError: If a width is below 1.
         """
         super().__init__()
+        self.moment: Moment | None = None
         self.hidden = self.recipe.hidden if hidden is None else hidden
         self.out = self.recipe.out if out is None else out
         if self.hidden < 1 or self.out < 1:
@@ -98,6 +152,14 @@ class Method(nn.Module):
     def projector(self, in_features: int) -> nn.Module:
         """A new projector, [N, in_features] -> [N, out]."""
         return mlp(in_features, self.hidden, self.out, batch_norm=self.recipe.batch_norm)
+
+    def fixed_rate(self) -> Iterable[nn.Parameter]:
+        """Own parameters whose learning rate stays at its peak; none, unless a method says so."""
+        return ()
+
+    def begin(self, moment: Moment | None) -> None:
+        """Say which batch the next `loss` is about; most methods need not know."""
+        self.moment = moment
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """The loss, a float32 scalar whatever the branches' dtype.
@@ -130,6 +192,23 @@ def two_views(views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     if len(views) != 2:
         raise ValueError(f"{len(views)} views in a branch; the loss compares exactly 2")
     return views[0], views[1]
+
+
+def pairs(online: Branch, target: Branch) -> list[tuple[Tensor, Tensor]]:
+    """Projections of every online view with every target view of the same images but its own.
+
+    Raises:
+        ValueError: If there is no such pair.
+    """
+    found = [
+        (one, other)
+        for i, one in enumerate(online.projections)
+        for j, other in enumerate(target.projections)
+        if i != j
+    ]
+    if not found:
+        raise ValueError("one view in a branch; the loss compares 2 or more")
+    return found
 
 
 def unit(vectors: Tensor) -> Tensor:

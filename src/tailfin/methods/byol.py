@@ -4,13 +4,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.branch import Branch
-from tailfin.methods.base import NORM_FLOOR, Method, Recipe, full_precision, mlp, two_views
+from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, full_precision, mlp, two_views
 
 
 class BYOL(Method):
     """BYOL; the predictor belongs to the online branch alone."""
 
     stop_gradient = True
+    about = About(
+        title="BYOL",
+        family="prediction",
+        year=2020,
+        source="2006.07733",
+        idea="The online branch predicts, through a head of its own, what a momentum copy of the encoder makes of "
+        "the other view. There are no negatives. The predictor and the slow target keep the outputs from collapsing.",
+        equation=r"2 - 2 \cos(q(z_1), z'_2) + 2 - 2 \cos(q(z_2), z'_1)",
+        expected={"CIFAR-10": 92.58, "CIFAR-100": 70.46},
+        expected_source="solo-learn, ResNet-18, 1000 epochs",
+    )
     recipe = Recipe(
         optimizer="lars",
         lr=1.0,

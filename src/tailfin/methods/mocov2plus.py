@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.branch import Branch
-from tailfin.methods.base import Method, Recipe, check_temperature, full_precision, two_views, unit
+from tailfin.methods.base import About, Method, Recipe, check_temperature, full_precision, two_views, unit
 
 
 class MoCoV2Plus(Method):
@@ -23,6 +23,18 @@ class MoCoV2Plus(Method):
     """
 
     stop_gradient = True
+    about = About(
+        title="MoCo v2+",
+        family="contrastive",
+        year=2020,
+        source="2003.04297",
+        idea="A view is to find its other view's key among the keys of many earlier batches. The keys wait in a "
+        "queue, so the number of negatives does not hang on the batch. A momentum encoder makes them, lest they grow stale.",
+        equation=r"-\log \frac{\exp(q \cdot k_+ / \tau)}{\exp(q \cdot k_+ / \tau) + "
+        r"\sum_{k \in \text{queue}} \exp(q \cdot k / \tau)}",
+        expected={"CIFAR-10": 92.94, "CIFAR-100": 69.89},
+        expected_source="solo-learn, ResNet-18, 1000 epochs",
+    )
     recipe = Recipe(
         optimizer="sgd",
         lr=0.3,

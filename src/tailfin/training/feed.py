@@ -19,11 +19,13 @@ class Batch:
 
     Attributes:
         images: uint8 [N, C, H, W] on the device.
+        index: int64 [N] on the CPU, their places in the training set.
         aspect: float32 [N] on the CPU, see `ImageSet`; or None.
         waited: Seconds that the step waited for them.
     """
 
     images: Tensor
+    index: Tensor
     aspect: Tensor | None
     waited: float
 
@@ -58,11 +60,12 @@ class Feed:
             for step in range(first, last):
                 start = time.perf_counter()
                 assert pending is not None
-                images, aspect = pending.result()
+                images, index, aspect = pending.result()
                 pending = pool.submit(self._fetch, step + 1) if step + 1 < last else None
-                yield Batch(images.to(self.device, non_blocking=True), aspect, time.perf_counter() - start)
+                waited = time.perf_counter() - start
+                yield Batch(images.to(self.device, non_blocking=True), index, aspect, waited)
 
-    def _fetch(self, step: int) -> tuple[Tensor, Tensor | None]:
+    def _fetch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, order(len(self.images), self.seed, epoch))
@@ -70,4 +73,4 @@ class Feed:
         images = self.images.index_select(0, send(index, self.images.device))
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()
-        return images, None if self.aspect is None else self.aspect[index]
+        return images, index, None if self.aspect is None else self.aspect[index]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tailfin.branch import Branch
 from tailfin.data.split import random_subset
+from tailfin.methods.base import Moment
 from tailfin.stability.fluctuation import Floats, Fluctuation, Lag, fluctuation, lags
 from tailfin.stability.gradient import GradientMonitor
 from tailfin.stability.probe import Probe
@@ -103,13 +104,18 @@ class Monitors:
 def probe_of(setup: Setup) -> Probe:
     """The probe of a run: fixed training images in fixed views, drawn by its seed."""
     train, seed = setup.data.train, setup.config.seed
-    images = train.subset(random_subset(len(train), PROBE_IMAGES, derive(seed, "probe") % 2**31))
+    chosen = random_subset(len(train), PROBE_IMAGES, derive(seed, "probe") % 2**31)
+    images = train.subset(chosen)
     draws = generator(seed, "probe views")
     views = setup.augment(images.images.to(setup.execution.device), draws, images.aspect)
 
     def loss(online: Branch, target: Branch) -> Tensor:
+        moment = setup.method.moment
+        step = 0 if moment is None else moment.step
+        setup.method.begin(Moment(step, setup.total_steps, setup.steps_per_epoch, chosen, images.labels))
         value = setup.method.loss(online, target)
         setup.method.after_step(taken=False)
+        setup.method.begin(moment)
         return value
 
     return Probe(

@@ -19,6 +19,7 @@ def build(
     momentum: float = 0.9,
     trust_coefficient: float | None = None,
     clip: bool = False,
+    fixed: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters of `modules`, in the order of their names.
 
@@ -32,20 +33,28 @@ def build(
         momentum: Of SGD and LARS.
         trust_coefficient: LARS's eta; 0.001 where None.
         clip: LARS's local rate is at most the global one (LARC).
+        fixed: Parameters whose rate stays at `lr`, see `set_learning_rate`.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": weight_decay}]
-    if vectors:
-        groups.append({"params": vectors, "weight_decay": 0.0})
+    held = {id(p) for p in fixed}
+    groups: list[dict[str, Any]] = []
+    for still in (False, True):
+        own = [p for p in parameters if (id(p) in held) == still]
+        for decayed in (True, False):
+            some = [p for p in own if (p.ndim > 1) == decayed]
+            if some:
+                groups.append(
+                    {"params": some, "weight_decay": weight_decay if decayed else 0.0, "fixed": still}
+                )
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     from timm.optim import Lars
 
-    groups[0]["always_adapt"] = True  # else timm leaves kernels unscaled where weight decay is 0
+    for group in groups:
+        # Else timm leaves kernels unscaled where weight decay is 0; vectors it must leave.
+        group["always_adapt"] = group["params"][0].ndim > 1
     eta = 0.001 if trust_coefficient is None else trust_coefficient
     optimizer: torch.optim.Optimizer = Lars(
         groups, lr=lr, momentum=momentum, trust_coeff=eta, trust_clip=clip
@@ -62,6 +71,7 @@ def learning_rate(step: int, *, peak: float, warmup: int, total: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the rate `lr`."""
+    """Give every group the rate `lr`, but those that are fixed."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if not group.get("fixed"):
+            group["lr"] = lr

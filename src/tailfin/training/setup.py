@@ -82,6 +82,8 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     device = find_device(config.device)
     if data is None:
         data = load_data(config, device)
+    if "labels" in method_type.about.needs and data.train.labels is None:
+        raise UserError(f"--method {config.method} needs labels, and the images of {config.data!r} have none")
     config = resolved(config, method_type, data.train, device)
     steps = len(data.train) // config.batch_size
     if steps == 0:

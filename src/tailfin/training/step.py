@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from tailfin.methods.base import Moment
 from tailfin.training import optimizers
 from tailfin.training.feed import Batch
 from tailfin.training.seeds import derive, generator
@@ -31,6 +32,7 @@ class Step:
             momentum=recipe.momentum,
             trust_coefficient=recipe.trust_coefficient if published else None,
             clip=recipe.clip and published,
+            fixed=setup.method.fixed_rate(),
         )
         self.warmup = round(cast(float, config.warmup_epochs) * setup.steps_per_epoch)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -56,6 +58,7 @@ class Step:
             part = slice(start, start + micro)
             aspect = None if batch.aspect is None else batch.aspect[part]
             views = setup.augment(batch.images[part], draws, aspect)
+            setup.method.begin(self._moment(step, batch.index[part]))
             with setup.execution.autocast():
                 online, target = setup.encoder([setup.execution.images(view) for view in views])
                 loss = setup.method.loss(online, target)
@@ -68,3 +71,9 @@ class Step:
         setup.encoder.update()
         setup.method.after_step()
         return torch.stack(losses).mean()
+
+    def _moment(self, step: int, index: Tensor) -> Moment:
+        labels, setup = self.setup.data.train.labels, self.setup
+        return Moment(
+            step, setup.total_steps, setup.steps_per_epoch, index, None if labels is None else labels[index]
+        )
