@@ -1,0 +1,152 @@
+"""What must hold for each method, whatever its loss: safe numbers, kept state, every placement."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tailfin import MomentumEncoder, methods
+from tailfin.branch import Branch
+from tailfin.methods.base import Method, Moment
+
+IMAGES, FEATURES = 64, 12
+every = pytest.mark.parametrize("name", methods.names())
+
+
+def make(name: str) -> Method:
+    torch.manual_seed(0)
+    cls = methods.load(name)
+    return cls(**cls.defaults(FEATURES, IMAGES))  # type: ignore[arg-type]
+
+
+def moment(step: int, count: int) -> Moment:
+    indices = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(step))[:count]
+    return Moment(step, total_steps=20, steps_per_epoch=5, indices=indices, labels=indices % 3)
+
+
+def width(method: Method) -> int:
+    return int(method.projector(FEATURES)(torch.randn(4, FEATURES)).shape[1])
+
+
+def take(method: Method, step: int, views: tuple[Tensor, ...], taken: bool = True) -> Tensor:
+    method.begin(moment(step, len(views[0])))
+    branch = Branch(views, views)
+    loss = method.loss(branch, branch.detach())
+    if loss.requires_grad:
+        loss.backward()
+    method.after_step(taken)
+    return loss.detach()
+
+
+def random_views(width: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, generator=generator), torch.randn(count, width, generator=generator)
+
+
+@every
+def test_it_says_what_it_is(name: str) -> None:
+    about = methods.load(name).about
+    assert about.title
+    assert 2018 <= about.year <= 2026
+    assert len(about.idea.rstrip(".").split(". ")) == 3, "three sentences"
+    assert about.idea.endswith(".")
+    assert about.equation.count("{") == about.equation.count("}")
+    assert bool(about.expected) == bool(about.expected_source)
+
+
+@every
+@pytest.mark.parametrize("count", [2, 5, 16])
+@pytest.mark.parametrize("kind", ["random", "identical", "zero", "constant"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_and_gradient_are_finite(name: str, count: int, kind: str, dtype: torch.dtype) -> None:
+    method = make(name)
+    shape = width(method)
+    for step in range(3):  # state is empty, then filling
+        first, second = random_views(shape, count, step)
+        if kind == "identical":
+            second = first
+        elif kind != "random":
+            first = second = torch.full_like(first, float(kind == "constant"))
+        views = tuple(view.to(dtype).requires_grad_() for view in (first.clone(), second.clone()))
+        loss = take(method, step, views)
+        assert loss.dtype == torch.float32
+        assert loss.shape == ()
+        assert torch.isfinite(loss)
+        for tensor in (*views, *method.parameters()):
+            assert tensor.grad is None or torch.isfinite(tensor.grad).all()
+        assert views[0].grad is not None
+
+
+@every
+def test_state_is_saved_and_restored_to_the_bit(name: str) -> None:
+    method = make(name)
+    shape = width(method)
+    for step in range(7):
+        take(method, step, random_views(shape, 16, step))
+    twin = make(name)
+    twin.load_state_dict(copy.deepcopy(method.state_dict()))
+    for step in range(7, 12):
+        torch.manual_seed(step)
+        one = take(method, step, random_views(shape, 16, step))
+        torch.manual_seed(step)
+        assert torch.equal(one, take(twin, step, random_views(shape, 16, step)))
+    for key, value in method.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[key]), key
+
+
+@every
+def test_a_step_that_is_not_taken_and_a_look_leave_no_trace(name: str) -> None:
+    method = make(name)
+    shape = width(method)
+    for step in range(3):
+        take(method, step, random_views(shape, 16, step))
+    heads = {key for key, _ in method.named_parameters()}
+    kept = {k: v.clone() for k, v in method.state_dict().items() if k not in heads and "running" not in k}
+    kept = {k: v for k, v in kept.items() if "num_batches" not in k}
+    take(method, 3, random_views(shape, 16, 3), taken=False)
+    with torch.no_grad():
+        take(method, 3, random_views(shape, 16, 4))
+    for key, value in kept.items():
+        assert torch.equal(value, method.state_dict()[key]), key
+
+
+@every
+@pytest.mark.parametrize(
+    "placement", ["none", "stopgrad", "stem", "body:", "projector", "stem,projector", "all"]
+)
+def test_every_placement_trains(name: str, placement: str) -> None:
+    method = make(name)
+    parts = nn.Sequential()
+    parts.add_module("stem", nn.Linear(8, 10))
+    parts.add_module("body", nn.Linear(10, FEATURES))
+    projector = method.projector(FEATURES)
+    encoder = MomentumEncoder(parts, projector=projector, placement=placement, decay=0.9)
+    parameters = [p for p in (*encoder.parameters(), *method.parameters()) if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    for step in range(6):
+        images = torch.randn(16, 8)
+        online, target = encoder([images + 0.1 * torch.randn(16, 8) for _ in range(2)])
+        method.begin(moment(step, 16))
+        loss = method.loss(online, target)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parts.parameters())
+        optimizer.step()
+        encoder.update()
+        method.after_step()
+    assert all(torch.isfinite(p).all() for p in parameters)
+
+
+@every
+def test_micro_batches_commit_once(name: str) -> None:
+    method = make(name)
+    shape = width(method)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    buffers = {key for key, _ in method.named_buffers() if "running" not in key and "num_batches" not in key}
+    for part in range(3):
+        views = random_views(shape, 8, part)
+        method.begin(moment(0, 8))
+        method.loss(Branch(views, views), Branch(views, views).detach())
+    for key in buffers & before.keys():
+        assert torch.equal(before[key], method.state_dict()[key]), f"{key} changed before the step was taken"
