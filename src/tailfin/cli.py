@@ -33,6 +33,7 @@ examples:
   tailfin pretrain --data photos/ --epochs 100              your own images, in folders or in one
   tailfin pretrain --data cifar10 --method byol --momentum projector
   tailfin pretrain --resume runs/shapes-simclr-published-seed0
+  tailfin list methods
   tailfin list placements --backbone resnet50
 
 tailfin COMMAND --help explains a command. tailfin --version prints the version."""
@@ -47,6 +48,7 @@ examples:
   tailfin pretrain --method byol --momentum projector          momentum on the projector alone
   tailfin pretrain --momentum layer3: --decay 0.99             from layer3 to the end
   tailfin pretrain --momentum stopgrad                         the control: stop-gradient without averaging
+  tailfin pretrain --method mine.py:MyMethod                   a method of your own
   tailfin pretrain --method-options temperature 0.1 hidden 512
   tailfin pretrain --config runs/photos/config.toml --seed 1   the same settings, another seed
   tailfin pretrain --resume runs/photos                        go on with a run that was interrupted
@@ -92,6 +94,7 @@ Name the methods, the backbones, or the placements of a backbone with their cost
 examples:
   tailfin list
   tailfin list backbones
+  tailfin list methods
   tailfin list placements --backbone vit_small_patch16_224 --image-size 224"""
 
 
@@ -117,6 +120,8 @@ class Evaluate:
     """At most this many training images for kNN and probe. Open: as the run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    method: str | None = None
+    """FILE.py:CLASS, where the run's method is code of its own: it is run only if it is named again."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +225,12 @@ def _pretrain(words: list[str]) -> int:
         from tailfin.training.folder import RunFolder
 
         base = RunFolder.open(Path(resumed)).read_config()
+    own = _trusted_method(words)
     default = Pretrain(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config)})
     chosen = _parse(Pretrain, words, "pretrain", PRETRAIN, default)
     config = Config(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Config)})
+    if own:
+        config = dataclasses.replace(config, method=own)
 
     from tailfin import commands
 
@@ -230,13 +238,17 @@ def _pretrain(words: list[str]) -> int:
 
 
 def _advise(words: list[str]) -> int:
+    own = _trusted_method(words)
     chosen = _parse(Config, words, "advise", ADVISE, Config())
+    if own:
+        chosen = dataclasses.replace(chosen, method=own)
     from tailfin import commands
 
     return commands.advise_only(chosen)
 
 
 def _evaluate(words: list[str]) -> int:
+    _trusted_method(words)
     chosen = _parse(Evaluate, words, "evaluate", EVALUATE)
     from tailfin import commands
 
@@ -266,6 +278,14 @@ def _list(words: list[str]) -> int:
     from tailfin import listing
 
     return listing.show(chosen.what, chosen.backbone, chosen.image_size)
+
+
+def _trusted_method(words: list[str]) -> str | None:
+    """The user's own method that the command line names, its code run; None where it names none."""
+    from tailfin import methods
+
+    named = _value(words, "--method")
+    return methods.trust(named) if named is not None and methods.is_file(named) else None
 
 
 def _value(words: list[str], name: str) -> str | None:

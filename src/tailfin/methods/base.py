@@ -36,11 +36,11 @@ class About:
     """
 
     title: str
-    family: Family
-    year: int
-    source: str
-    idea: str
-    equation: str
+    family: Family | None = None
+    year: int | None = None
+    source: str = ""
+    idea: str = ""
+    equation: str = ""
     needs: tuple[Literal["labels"], ...] = ()
     expected: Mapping[str, float] = field(default_factory=dict)
     expected_source: str = ""
@@ -120,7 +120,7 @@ class Method(nn.Module):
     """
 
     stop_gradient: ClassVar[bool]
-    about: ClassVar[About]
+    about: ClassVar[About] = About("a method of your own")
     recipe: ClassVar[Recipe]
 
     def __init__(self, hidden: int | None = None, out: int | None = None) -> None:

@@ -29,7 +29,7 @@ class Config:
     """What to train on: "shapes" (generated), "cifar10", "cifar100", "stl10", "fashion_mnist", or the path of a
     folder of images, of Parquet files or of IDX files."""
     method: str = "simclr"
-    """Self-supervised method; `tailfin list methods` names them."""
+    """Self-supervised method; `tailfin list methods` names them. FILE.py:CLASS is one of your own."""
     momentum: str = "published"
     """Parts that keep momentum weights: none, stopgrad, all, backbone, projector, layer3: (from there on), :layer2
     (up to there), any list such as stem,projector, published (the method's own), or auto (chosen in a short phase

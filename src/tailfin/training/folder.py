@@ -179,7 +179,8 @@ class Log:
 def _claim(runs: Path, config: Config) -> Path:
     """Make the next free folder below `runs`; two runs that start together get one each."""
     data = Path(config.data).name or "data"
-    name = f"{data}-{config.method}-{config.momentum}-seed{config.seed}"
+    method = config.method.rpartition(":")[2]  # of FILE.py:CLASS the class
+    name = f"{data}-{method}-{config.momentum}-seed{config.seed}"
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
     for number in count(1):
         path = runs / (name if number == 1 else f"{name}-{number}")

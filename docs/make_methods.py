@@ -1,0 +1,66 @@
+"""Rewrite the made part of docs/methods.md: `python docs/make_methods.py`."""
+
+from pathlib import Path
+from textwrap import fill
+
+from tailfin import methods
+from tailfin.methods.base import Method
+
+PAGE = Path(__file__).with_name("methods.md")
+FIRST = (
+    "<!-- What follows is made by `python docs/make_methods.py` from what each method says of itself. -->\n"
+)
+LAST = "<!-- End of what is made. -->\n"
+
+
+def made(page: str) -> str:
+    """The page with its made part renewed."""
+    head, _, rest = page.partition(FIRST)
+    _, _, tail = rest.partition(LAST)
+    known = sorted(
+        ((name, methods.load(name)) for name in methods.names()),
+        key=lambda item: (item[1].about.family or "", item[1].about.year or 0, item[0]),
+    )
+    lines = []
+    for place, (name, method) in enumerate(known):
+        family = method.about.family
+        if place == 0 or family != known[place - 1][1].about.family:
+            lines += ["", f"## {str(family).capitalize()}"]
+        lines += section(name, method)
+    return head + FIRST + "\n".join(lines) + "\n\n" + LAST + tail
+
+
+def section(name: str, method: type[Method]) -> list[str]:
+    """The lines on one method."""
+    about, recipe = method.about, method.recipe
+    decay = "" if recipe.placement == "none" else f", decay {recipe.decay:g} to {recipe.decay_end:g}"
+    rows = [
+        ("optimizer", f"{recipe.optimizer}, lr {recipe.lr:g} at 256, weight decay {recipe.weight_decay:g}"),
+        ("momentum", recipe.placement + decay),
+        ("heads", f"hidden {recipe.hidden}, out {recipe.out}{', batch norm' if recipe.batch_norm else ''}"),
+        ("views", recipe.views),
+        ("recipe from", recipe.source),
+    ]
+    if about.needs:
+        rows.append(("needs", ", ".join(about.needs)))
+    if about.expected:
+        figures = ", ".join(f"{data} {value:g} %" for data, value in about.expected.items())
+        rows.append(("linear accuracy elsewhere", f"{figures} ({about.expected_source})"))
+    return [
+        "",
+        f"### {about.title}",
+        "",
+        f"`--method {name}`, {about.year}, [arXiv {about.source}](https://arxiv.org/abs/{about.source})",
+        "",
+        fill(about.idea, 118),
+        "",
+        f"$${about.equation}$$",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in rows),
+    ]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(made(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
