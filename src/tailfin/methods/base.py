@@ -119,7 +119,7 @@ class Method(nn.Module):
         moment: What the next loss is about; None where the loop does not say.
     """
 
-    stop_gradient: ClassVar[bool]
+    stop_gradient: bool
     about: ClassVar[About] = About("a method of your own")
     recipe: ClassVar[Recipe]
 

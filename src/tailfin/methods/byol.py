@@ -1,7 +1,7 @@
 """BYOL: each view predicts the target's projection of the other view (arXiv 2006.07733)."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tailfin.branch import Branch
 from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, full_precision, mlp, two_views
@@ -38,10 +38,18 @@ class BYOL(Method):
         source="solo-learn scripts/pretrain/cifar/byol.yaml",
     )
 
-    def __init__(self, hidden: int | None = None, out: int | None = None) -> None:
-        """The predictor has the projector's hidden width and its output width on both ends."""
+    def __init__(
+        self, hidden: int | None = None, out: int | None = None, *, predictor: int = 1, stop_gradient: int = 1
+    ) -> None:
+        """The predictor has the projector's hidden width and its output width on both ends.
+
+        `predictor` 0 leaves it out and `stop_gradient` 0 lets momentum `none` send gradients into both branches:
+        without either nothing keeps the outputs from collapsing (section 5, table 5b).
+        """
         super().__init__(hidden, out)
-        self.predictor = mlp(self.out, self.hidden, self.out, batch_norm=True)
+        self.stop_gradient = bool(stop_gradient)
+        head = mlp(self.out, self.hidden, self.out, batch_norm=True)
+        self.predictor = head if predictor else nn.Identity()
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """Squared distance of unit vectors, summed over both directions (section 3.1, equation 2)."""
@@ -50,8 +58,8 @@ class BYOL(Method):
         return self._regress(first, target_second) + self._regress(second, target_first)
 
     def _regress(self, projection: Tensor, target: Tensor) -> Tensor:
-        dtype = next(self.predictor.parameters()).dtype
-        return cosine_regression(self.predictor(projection.to(dtype)), target)
+        weight = next(self.predictor.parameters(), projection)
+        return cosine_regression(self.predictor(projection.to(weight.dtype)), target)
 
 
 def cosine_regression(prediction: Tensor, target: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class SimCLR(Method):
         year=2020,
         source="2002.05709",
         idea="Two views of an image are to be more alike than any two views of different images. Every other image "
-        "of the batch serves as a negative, so large batches help. A projector takes up what the contrast throws away.",
+        "of the batch serves as a negative, so large batches help. A projector takes up what the contrast loses.",
         equation=r"-\log \frac{\exp(\cos(z_i, z_j) / \tau)}{\sum_{k \neq i} \exp(\cos(z_i, z_k) / \tau)}",
         expected={"CIFAR-10": 90.74, "CIFAR-100": 65.78},
         expected_source="solo-learn, ResNet-18, 1000 epochs",

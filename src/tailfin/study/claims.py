@@ -128,13 +128,11 @@ def _calms(context: Context) -> Finding | None:
     evidence, signs = [], []
     for measure, name in MEASURES.items():
         slopes = trend(arms, control, measure)
-        if slopes is None:
-            continue
         signs.append(slopes.sign)
         evidence.append(
             f"gain for each tenth that the {name} is calmer than under stopgrad: {figures(slopes, 'points')}"
         )
-    if not signs or None in signs:
+    if None in signs:
         return too_few(context, evidence)
     if not any(each.sign == 1 for each in gains):
         return Finding(
@@ -199,24 +197,20 @@ def _ends_fluctuate(context: Context) -> Finding | None:
     if arm is None:
         return Finding(context.name, "not tested", "no arm without momentum")
     context = replace(context, name=arm.where)
+    if not any(fluctuation(arm, measure) for measure in MEASURES):
+        return Finding(context.name, "not tested", "no run recorded how its gradients fluctuate")
     evidence, signs = [], []
     for measure, name in MEASURES.items():
-        found = fluctuation(arm, measure)
-        if not found:
-            continue
         half = len(arm.parts) / 2
         late, early = {}, {}
-        for seed, values in found.items():
+        for seed, values in fluctuation(arm, measure).items():
             late[seed] = fmean(v for place, v in enumerate(values) if place >= half)
             early[seed] = fmean(v for place, v in enumerate(values) if place < half)
         difference = paired(late, early)
         signs.append(difference.sign)
-        ratio = fmean(late.values()) / fmean(early.values()) if fmean(early.values()) else float("nan")
-        evidence.append(
-            f"{name}, last half of the parts - first half: {figures(difference, '')}; {ratio:.2f} times as much"
-        )
-    if not signs:
-        return Finding(context.name, "not tested", "no run recorded how its gradients fluctuate")
+        whole = sum(early.values())
+        ratio = f"; {sum(late.values()) / whole:.2f} times as much" if whole else ""
+        evidence.append(f"{name}, last half of the parts - first half: {figures(difference, '')}{ratio}")
     if None in signs:
         return too_few(context, evidence)
     return agreement(
@@ -258,7 +252,7 @@ def _projector_is_cheap(context: Context) -> Finding | None:
         f"{name}: target path {_share(estimate(list(arm.values(column).values())))} of a forward, "
         f"{fmean(arm.values('seconds').values()):,.0f} s of training"
         for name, arm in context.arms.items()
-        if name in ("none", "stopgrad", "projector", "all") and arm.values("seconds")
+        if name in ("none", "stopgrad", "projector", "all") and arm.values(column) and arm.values("seconds")
     ]
     if cost.low is None or cost.high is None or saved.sign is None:
         return too_few(context, evidence)
@@ -292,7 +286,8 @@ CLAIMS = (
         "C2",
         "The benefit is at least partly an effect of stability.",
         "Supported where, from placement to placement, calmer gradients than under stopgrad go with a larger gain, "
-        "by both measures of fluctuation. A relation over arms: it cannot prove a cause.",
+        "by both measures of fluctuation; not tested where no placement gains. A relation over arms: it cannot prove a "
+        "cause.",
         _calms,
     ),
     Claim(

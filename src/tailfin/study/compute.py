@@ -78,19 +78,21 @@ def locations(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: A path that belongs to no data set, or one that does not exist.
     """
-    found = {name: name for name in names}
+    found: dict[str, str] = {}
     for each in given:
         name, equals, path = each.partition("=")
-        if equals and name in found:
+        if not (equals and name in names) and len(names) == 1:
+            name, path = names[0], each
+        if name in found:
+            raise UserError(f"--data {each}: {name} is said to lie in {found[name]} already")
+        if name in names:
             found[name] = path
-        elif len(names) == 1:
-            found[names[0]] = each
         else:
             raise UserError(
                 f"--data {each}: the study has {len(names)} data sets; say which one, as NAME=PATH with one of "
                 f"{', '.join(names)}"
             )
-    return found
+    return {name: name for name in names} | found
 
 
 def identify(name: str, location: str) -> str:

@@ -108,7 +108,7 @@ class _Reader:
         first = next(iter(values), None)
         if first != FIRST:
             raise UserError(
-                f"{self.path}, line 1: a study begins with {FIRST} = {FORMAT}, this one with {first}"
+                f"{self.path}, line 1: a study begins with {FIRST} = {FORMAT}, this one with {first or 'nothing'}"
             )
         if values[FIRST] != FORMAT:
             raise UserError(
@@ -162,7 +162,7 @@ class _Reader:
             at = self.where(key, "grid", index)
             self.check(key, None, at)
             if key in HARMLESS or key == "device":
-                raise UserError(f"{at}: {key} does not belong into a grid; put it into [settings]")
+                raise UserError(f"{at}: {key} does not belong in a grid; put it into [settings]")
             if not isinstance(value, list) or not value:
                 raise UserError(
                     f"{at}: {key} must be a list with at least one value, such as [{value!r}]"

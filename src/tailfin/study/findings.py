@@ -49,14 +49,13 @@ def calm(arm: Arm, control: Arm, measure: str) -> dict[int, float]:
     }
 
 
-def trend(arms: Sequence[Arm], control: Arm, measure: str) -> Estimate | None:
-    """Over seeds, the slope over arms of the gain on the calm, in points for each tenth; None without data."""
+def trend(arms: Sequence[Arm], control: Arm, measure: str) -> Estimate:
+    """Over seeds, the slope over arms of the gain on the calm, in points for each tenth."""
     calms = [calm(arm, control, measure) for arm in arms]
     gains = [mean_gain([arm], control) for arm in arms]
     seeds = set.intersection(*map(set, calms), *map(set, gains))
     slopes = [slope([c[seed] for c in calms], [g[seed] for g in gains]) for seed in sorted(seeds)]
-    known = [each / 10 for each in slopes if each is not None]
-    return estimate(known) if known else None
+    return estimate([each / 10 for each in slopes if each is not None])
 
 
 def agreement(

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from tailfin.report.study_page import ClaimSection, StudyContent, Table
 from tailfin.report.words import setting, share
@@ -12,6 +12,7 @@ from tailfin.study import cells
 from tailfin.study.arms import METRICS, Arm, contexts, depth
 from tailfin.study.claims import CLAIMS, judge
 from tailfin.study.design import Design, Progress, Row, arm_key
+from tailfin.study.findings import METRIC
 from tailfin.study.pictures import picture
 from tailfin.study.statistics import Difference, Estimate, estimate, holm, paired
 
@@ -54,7 +55,6 @@ def content(
     waiting = sum(entry.cell is None for entry in progress.entries)
     status = f"{len(own)} of {len(progress.cells)} cells are finished"
     status += f"; {waiting} more wait for the selection" if waiting else ""
-    shared = design.variants[0]
     return StudyContent(
         title=design.study.title,
         question=design.study.question,
@@ -65,11 +65,7 @@ def content(
         choices=_choices(design, progress),
         notes=design.notes,
         failures=[*failures, *((problem.partition(":")[0], problem) for problem in progress.problems)],
-        settings=[
-            (name, _plain(value))
-            for name, value in cells.settings(shared).items()
-            if name not in ("format", "seed", *_differing(design)) and value not in (None, {})
-        ],
+        settings=_shared(design),
         versions=[
             *(("computed with", each) for each in sorted({row["versions"] for row in own})),
             *(("device", each) for each in sorted({row["device"] for row in own})),
@@ -121,6 +117,7 @@ def _arms(arms: Sequence[Arm]) -> Table:
     for arm in sorted((arm for arm in arms if arm.rows), key=lambda arm: (arm.where, depth(arm))):
         first = next(iter(arm.rows.values()))
         states = Counter(row["state"] for row in arm.rows.values())
+        untrained = list(arm.values(f"{METRIC}_untrained").values())
         cost = list(arm.values("target_cost_measured").values())
         rate = list(arm.values("images_per_second").values())
         rows.append(
@@ -132,7 +129,12 @@ def _arms(arms: Sequence[Arm]) -> Table:
                     state if count == len(arm.rows) else f"{count} {state}" for state, count in states.items()
                 ),
                 str(len(arm.rows)),
-                *(text for metric in METRICS for text in _mean(estimate(list(arm.values(metric).values())))),
+                *(
+                    text
+                    for metric in METRICS
+                    for text in _figures(estimate(list(arm.values(metric).values())), "")
+                ),
+                f"{fmean(untrained):.2f}" if untrained else "–",
                 share(fmean(cost)) if cost else "–",
                 f"{fmean(rate):,.0f}" if rate else "–",
             )
@@ -144,24 +146,26 @@ def _arms(arms: Sequence[Arm]) -> Table:
         "verdict",
         "n",
         *(text for name in METRICS.values() for text in (f"{name}, %", "95 % interval")),
+        "untrained, %",
         "target path, measured",
         "images/s",
     )
     note = (
-        "Test accuracy of the backbone, online weights. The target path's time is a share of a whole forward."
+        "Test accuracy of the backbone, online weights; untrained is the linear probe on its initial weights. The "
+        "target path's time is a share of a whole forward."
     )
     return Table(heads, rows, 3 + len(chosen), note if rows else "No cell is finished yet.")
 
 
 def _differences(found: Sequence[Comparison]) -> Table:
-    first = next(iter(METRICS))
     # Arms at their best that are also those of the common value are one comparison, however often they are shown.
-    p = {_runs(each): each.differences[first].p for each in found}
+    p = {_runs(each): each.differences[METRIC].p for each in found}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    others = [metric for metric in METRICS if metric != METRIC]
     rows = []
     order = sorted(range(len(found)), key=lambda i: (found[i].arm.where, _depth(found[i].arm), i))
     for place in order:
-        each, difference = found[place], found[place].differences[first]
+        each, difference = found[place], found[place].differences[METRIC]
         rows.append(
             (
                 each.arm.where,
@@ -171,27 +175,27 @@ def _differences(found: Sequence[Comparison]) -> Table:
                 difference.words,
                 str(difference.n),
                 str(difference.left_out),
-                *_gain(difference),
+                *_figures(difference, "+"),
                 _p(difference.p),
                 _p(corrected[_runs(each)]),
-                *(text for metric in list(METRICS)[1:] for text in _gain(each.differences[metric])),
+                *(text for metric in others for text in _figures(each.differences[metric], "+")),
             )
         )
     heads = (
         "what",
         "difference",
-        f"{METRICS[first]} is",
+        f"{METRICS[METRIC]} is",
         "n",
-        "seeds left out",
-        f"{METRICS[first]}, points",
+        "left out",
+        f"{METRICS[METRIC]}, points",
         "95 % interval",
         "p",
         "p, Holm",
-        *(text for name in list(METRICS.values())[1:] for text in (f"{name}, points", "95 % interval")),
+        *(text for metric in others for text in (f"{METRICS[metric]}, points", "95 % interval")),
     )
     note = (
         f"Paired by seed; seeds that one of both lacks are left out. p is that of the paired t-test on the "
-        f"{METRICS[first]}; of {len(p)} comparisons some reach p < 0.05 by chance alone, which Holm's correction "
+        f"{METRICS[METRIC]}; of {len(p)} comparisons some reach p < 0.05 by chance alone, which Holm's correction "
         "allows for."
     )
     return Table(heads, rows, 3, note if rows else "No arm has a control to be compared with.")
@@ -233,10 +237,19 @@ def _choices(design: Design, progress: Progress) -> Table | None:
     return Table(heads, rows, 1, note if rows else "The selection is not finished.")
 
 
-def _differing(design: Design) -> set[str]:
-    selected = {design.study.select.setting} if design.study.select else set()
-    differing = set(cells.varying(design.variants)) | selected
-    return differing | ({"decay_end"} if "decay" in differing else set())
+def _shared(design: Design) -> list[tuple[str, str]]:
+    """Settings that all cells share; those of momentum are asked of the cells with momentum, for others drop them."""
+    moving = [each for each in design.variants if each.momentum not in ("none", "stopgrad")]
+    differing = set(cells.varying(design.variants)) - set(cells.MOMENTUM[1:]) | set(cells.varying(moving))
+    if design.study.select:
+        differing.add(design.study.select.setting)
+    if "decay" in differing:
+        differing.add("decay_end")
+    return [
+        (name, _plain(value))
+        for name, value in cells.settings((moving or design.variants)[0]).items()
+        if name not in ("format", "seed", *differing) and value not in (None, {})
+    ]
 
 
 def _changing(arms: Sequence[Arm]) -> list[str]:
@@ -257,20 +270,13 @@ def _plain(value: Any) -> str:
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else setting(value)
 
 
-def _mean(found: Estimate) -> tuple[str, str]:
+def _figures(found: Estimate, sign: Literal["", "+"]) -> tuple[str, str]:
+    """Mean and interval; with "+" the sign is always written."""
     if found.n == 0:
         return "–", ""
     if found.low is None or found.high is None:
-        return f"{found.mean:.2f}", "one seed"
-    return f"{found.mean:.2f}", f"[{found.low:.2f}, {found.high:.2f}]"
-
-
-def _gain(found: Difference) -> tuple[str, str]:
-    if found.n == 0:
-        return "–", ""
-    if found.low is None or found.high is None:
-        return f"{found.mean:+.2f}", "one seed"
-    return f"{found.mean:+.2f}", f"[{found.low:+.2f}, {found.high:+.2f}]"
+        return f"{found.mean:{sign}.2f}", "one seed"
+    return f"{found.mean:{sign}.2f}", f"[{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
 
 
 def _p(value: float | None) -> str:

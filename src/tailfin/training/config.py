@@ -78,6 +78,8 @@ class Config:
     """Open: the faster one on this device, measured."""
     memory_format: Literal["contiguous", "channels_last"] | None = None
     """Open: the faster one on this device, measured."""
+    gap: float = 0.0
+    """Weight of Residual Momentum's gap loss, which draws each view's online output to its own target's."""
     method_options: Mapping[str, float] = field(default_factory=dict)
     """Further settings of the method, such as temperature 0.1 queue_size 4096 hidden 512 out 128."""
     knn_evaluations: int = 5
@@ -100,14 +102,14 @@ class Config:
         Raises:
             UserError: A value outside its bounds, naming the option.
         """
-        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "checkpoint_minutes"):
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "checkpoint_minutes", "gap"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise UserError(f"{option(name)} is {value}; it must be finite")
         for name in ("epochs", "batch_size", "accumulate", "limit", "workers"):
             _at_least(name, getattr(self, name), 1)
         _at_least("image_size", self.image_size, 8)
-        for name in ("lr", "weight_decay", "warmup_epochs", "checkpoint_minutes", "knn_evaluations"):
+        for name in ("lr", "weight_decay", "warmup_epochs", "checkpoint_minutes", "knn_evaluations", "gap"):
             _at_least(name, getattr(self, name), 0)
         if self.crop_min is not None and not 0.0 < self.crop_min <= 1.0:
             raise UserError(f"--crop-min is {self.crop_min}; it must be above 0 and at most 1")

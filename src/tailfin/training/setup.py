@@ -127,9 +127,13 @@ def build(
         method = make_method(method_type, config, features=features, images=images)
         projector = method.projector(features)
     placement = Placement.parse(config.momentum, (*parts.names, PROJECTOR))
-    if placement.shares_gradient and method_type.stop_gradient:
+    if placement.shares_gradient and method.stop_gradient:
         # Without momentum, a method whose target never had a gradient is itself with decay 0.
         placement = Placement.parse("stopgrad", placement.names)
+    if config.gap and not placement.placed:
+        raise UserError(
+            f"--gap is {config.gap:g}, but under --momentum {placement.text} both branches are the same"
+        )
     decay = Decay(cast(float, config.decay), config.decay_end, max(1, total_steps))
     encoder = MomentumEncoder(
         parts,

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from tailfin.methods._gap import gap_loss
 from tailfin.methods.base import Moment
 from tailfin.training import optimizers
 from tailfin.training.feed import Batch
@@ -62,6 +63,8 @@ class Step:
             with setup.execution.autocast():
                 online, target = setup.encoder([setup.execution.images(view) for view in views])
                 loss = setup.method.loss(online, target)
+                if config.gap:
+                    loss = loss + config.gap * gap_loss(online, target)
             (loss / config.accumulate).backward()
             losses.append(loss.detach())
         if config.clip_grad is not None:
