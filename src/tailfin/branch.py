@@ -17,6 +17,12 @@ class Branch:
     features: tuple[Tensor, ...]
     projections: tuple[Tensor, ...]
 
+    def first(self, count: int) -> "Branch":
+        """The branch of the first `count` views; itself where it has no more."""
+        if count >= len(self.features):
+            return self
+        return Branch(self.features[:count], self.projections[:count])
+
     def detach(self) -> "Branch":
         """The same values outside the graph (stop-gradient)."""
         return Branch(tuple(f.detach() for f in self.features), tuple(p.detach() for p in self.projections))

@@ -64,7 +64,7 @@ def test_nt_xent_is_the_formula(n: int, p: int, temperature: float, seed: int) -
     z = draw(seed, 4, n, p)
     online, target = [z[0], z[1]], [z[2], z[3]]
     for other in (online, target):
-        got = nt_xent((z[0], z[1]), (other[0], other[1]), temperature)
+        got = nt_xent(branch(z[0], z[1]), branch(other[0], other[1]), temperature)
         assert float(got) == pytest.approx(slow_nt_xent(online, other, temperature), rel=1e-4, abs=1e-5)
 
 
@@ -202,7 +202,13 @@ def test_byol_predictor_takes_bfloat16_with_and_without_autocast() -> None:
 
 
 @pytest.mark.parametrize("method", [SimCLR(8, 8), BYOL(8, 8), MoCoV2Plus(8, 8, queue_size=4)])
-def test_three_views_are_refused(method: SimCLR | BYOL | MoCoV2Plus) -> None:
+def test_one_view_is_refused(method: SimCLR | BYOL | MoCoV2Plus) -> None:
+    views = (draw(0, 4, 8),)
+    with pytest.raises(ValueError, match="1 views"):
+        method.loss(Branch(views, views), Branch(views, views))
+
+
+def test_a_queue_a_view_takes_two_targets() -> None:
     views = tuple(draw(0, 3, 4, 8))
     with pytest.raises(ValueError, match="3 views"):
-        method.loss(Branch(views, views), Branch(views, views))
+        MoCoV2Plus(8, 8, queue_size=4).loss(Branch(views, views), Branch(views, views))

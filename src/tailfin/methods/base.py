@@ -194,21 +194,24 @@ def two_views(views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return views[0], views[1]
 
 
-def pairs(online: Branch, target: Branch) -> list[tuple[Tensor, Tensor]]:
-    """Projections of every online view with every target view of the same images but its own.
+def crossings(online: Branch, target: Branch) -> list[tuple[int, int]]:
+    """Indices of every online view with every target view but its own; the target may have fewer views.
 
     Raises:
         ValueError: If there is no such pair.
     """
-    found = [
-        (one, other)
-        for i, one in enumerate(online.projections)
-        for j, other in enumerate(target.projections)
-        if i != j
-    ]
+    views, targets = len(online.projections), len(target.projections)
+    found = [(i, j) for i in range(views) for j in range(targets) if i != j]
     if not found:
-        raise ValueError("one view in a branch; the loss compares 2 or more")
+        raise ValueError(
+            f"{views} views in the online and {targets} in the target branch; a loss compares 2 or more"
+        )
     return found
+
+
+def pairs(online: Branch, target: Branch) -> list[tuple[Tensor, Tensor]]:
+    """Projections of every online view with every target view of the same images but its own, as `crossings`."""
+    return [(online.projections[i], target.projections[j]) for i, j in crossings(online, target)]
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """BYOL: each view predicts the target's projection of the other view (arXiv 2006.07733)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
-from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, full_precision, mlp, two_views
+from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, full_precision, mlp, pairs
 
 
 class BYOL(Method):
@@ -52,10 +53,11 @@ class BYOL(Method):
         self.predictor = head if predictor else nn.Identity()
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
-        """Squared distance of unit vectors, summed over both directions (section 3.1, equation 2)."""
-        first, second = two_views(online.projections)
-        target_first, target_second = two_views(target.projections)
-        return self._regress(first, target_second) + self._regress(second, target_first)
+        """Squared distance of unit vectors, summed over both directions (section 3.1, equation 2).
+
+        With further online views it is the mean over pairs, times two.
+        """
+        return 2 * torch.stack([self._regress(one, other) for one, other in pairs(online, target)]).mean()
 
     def _regress(self, projection: Tensor, target: Tensor) -> Tensor:
         weight = next(self.predictor.parameters(), projection)

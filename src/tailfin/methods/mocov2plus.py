@@ -5,7 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.branch import Branch
-from tailfin.methods.base import About, Method, Recipe, check_temperature, full_precision, two_views, unit
+from tailfin.methods.base import (
+    About,
+    Method,
+    Recipe,
+    check_temperature,
+    crossings,
+    full_precision,
+    two_views,
+    unit,
+)
 
 
 class MoCoV2Plus(Method):
@@ -85,19 +94,18 @@ class MoCoV2Plus(Method):
         return {**values, "queue_size": min(int(values["queue_size"]), largest)}
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
-        """InfoNCE of both directions, averaged; in training mode the keys wait for `after_step`."""
-        first, second = two_views(online.projections)
-        key_first, key_second = two_views(target.projections)
-        loss = (
-            info_nce(first, key_second, self.queue[1], self.enqueued, self.temperature)
-            + info_nce(second, key_first, self.queue[0], self.enqueued, self.temperature)
-        ) / 2
+        """InfoNCE over all pairs of views, averaged; in training mode the keys wait for `after_step`."""
+        keys = two_views(target.projections)
+        losses = [
+            info_nce(online.projections[i], keys[j], self.queue[j], self.enqueued, self.temperature)
+            for i, j in crossings(online, target)
+        ]
         if self.training and torch.is_grad_enabled():
-            self._pending.append(torch.stack((unit(key_first.detach()), unit(key_second.detach()))))
+            self._pending.append(torch.stack([unit(key.detach()) for key in keys]))
             # A loop that never calls after_step must not grow without bound.
             while sum(keys.shape[1] for keys in self._pending[1:]) >= self.queue.shape[1]:
                 self._pending.pop(0)
-        return loss
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def after_step(self, taken: bool = True) -> None:

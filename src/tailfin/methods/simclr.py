@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.branch import Branch
-from tailfin.methods.base import About, Method, Recipe, check_temperature, full_precision, two_views, unit
+from tailfin.methods.base import About, Method, Recipe, check_temperature, crossings, full_precision, unit
 
 
 class SimCLR(Method):
@@ -51,27 +51,32 @@ class SimCLR(Method):
         self.temperature = check_temperature(temperature)
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
-        """NT-Xent on the projections of two views."""
-        return nt_xent(two_views(online.projections), two_views(target.projections), self.temperature)
+        """NT-Xent on the projections."""
+        return nt_xent(online, target, self.temperature)
 
 
-def nt_xent(online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross entropy, the mean over 2N anchors.
+def nt_xent(online: Branch, target: Branch, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross entropy, the mean over all anchors and their positives.
 
-    The anchor is online sample i in one view. Its positive is target sample i in the other view; its
-    negatives are all other targets of both views, without target i in the anchor's own view. With the target
-    equal to the online branch this is arXiv 2002.05709, equation 1.
+    The anchor is online sample i in one view. Its positive is target sample i in another view; its negatives are the
+    other samples' targets of all views. With two views and the target equal to the online branch this is arXiv
+    2002.05709, equation 1.
 
     Args:
-        online: Projections of the two views, each [N, P].
-        target: The same from the target branch.
+        online: Projections, each [N, P].
+        target: The same from the target branch, of the same views or of the first ones alone.
         temperature: Divides the cosine similarities.
     """
-    with full_precision(online[0]):
-        anchors, keys = unit(torch.cat(online)), unit(torch.cat(target))
-        logits = anchors @ keys.T / temperature
-        logits = logits.masked_fill(
-            torch.eye(len(logits), dtype=torch.bool, device=logits.device), -torch.inf
-        )
-        positive = torch.arange(len(logits), device=logits.device).roll(len(online[0]))
-        return F.cross_entropy(logits, positive)
+    losses = []
+    with full_precision(online.projections[0]):
+        keys = [unit(projection) for projection in target.projections]
+        count = len(keys[0])
+        itself = torch.eye(count, dtype=torch.bool, device=keys[0].device)
+        own = torch.arange(count, device=keys[0].device)
+        for i, j in crossings(online, target):
+            logits = unit(online.projections[i]) @ torch.cat(keys).T / temperature
+            # Of the targets of sample i itself only the positive's view competes.
+            others = [itself if view != j else torch.zeros_like(itself) for view in range(len(keys))]
+            logits = logits.masked_fill(torch.cat(others, dim=1), -torch.inf)
+            losses.append(F.cross_entropy(logits, own + j * count))
+    return torch.stack(losses).mean()

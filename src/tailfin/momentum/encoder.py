@@ -83,22 +83,26 @@ class MomentumEncoder(nn.Module):
         """The momentum copy of the part called `name`, which must be placed."""
         return self.momentum[module_key(name)]
 
-    def forward(self, views: Tensor | Sequence[Tensor]) -> tuple[Branch, Branch]:
+    def forward(self, views: Tensor | Sequence[Tensor], targets: int | None = None) -> tuple[Branch, Branch]:
         """Both branches over one or more views, each view on its own (BatchNorm sees one view at a time).
 
         Args:
-            views: One tensor [N, C, H, W] or a sequence of them.
+            views: One tensor [N, C, H, W] or a sequence of them, whose sizes may differ.
+            targets: How many of the views, from the first on, the target branch sees too; None for all. The small
+                crops of multi-crop (arXiv 2006.09882, section 3.2) come last and are left to the online branch.
 
         Returns:
-            The online and the target branch; under `none` they are one object.
+            The online and the target branch; under `none` they are one object, but for views without a target.
         """
-        pairs = [self._both(view) for view in ([views] if isinstance(views, Tensor) else views)]
-        online = _branch(online for online, _ in pairs)
-        if self.placement.shares_gradient:
-            return online, online
-        if not self.placement.placed:
-            return online, online.detach()
-        return online, _branch(target for _, target in pairs)
+        views = [views] if isinstance(views, Tensor) else list(views)
+        count = len(views) if targets is None else targets
+        pairs = [self._both(view) for view in views[:count]]
+        alone = [self._path((view, view), self.names, self._run_online) for view in views[count:]]
+        online = _branch([*(online for online, _ in pairs), *alone])
+        if self.placement.placed:
+            return online, _branch(target for _, target in pairs)
+        target = online.first(count)
+        return online, target if self.placement.shares_gradient else target.detach()
 
     def encode(self, x: Tensor, *, momentum: bool = False) -> tuple[Tensor, Tensor]:
         """Features [N, D] and projections [N, P] of one branch, for evaluation.

@@ -50,6 +50,10 @@ class Config:
     """Side of the views in pixels. Open: the images' own up to 96, else 64 on a CPU and 224 on a GPU."""
     crop_min: float | None = None
     """Smallest crop, as a share of the image's area. Open: as published."""
+    local_views: int = 0
+    """Small crops of each image beside its views (multi-crop); the target branch does not see them."""
+    local_size: int | None = None
+    """Their side in pixels. Open: three sevenths of the views', as 96 beside 224."""
     epochs: int = 8
     """Passes over the training images."""
     batch_size: int = 256
@@ -108,8 +112,17 @@ class Config:
                 raise UserError(f"{option(name)} is {value}; it must be finite")
         for name in ("epochs", "batch_size", "accumulate", "limit", "workers"):
             _at_least(name, getattr(self, name), 1)
-        _at_least("image_size", self.image_size, 8)
-        for name in ("lr", "weight_decay", "warmup_epochs", "checkpoint_minutes", "knn_evaluations", "gap"):
+        for name in ("image_size", "local_size"):
+            _at_least(name, getattr(self, name), 8)
+        for name in (
+            "lr",
+            "weight_decay",
+            "warmup_epochs",
+            "checkpoint_minutes",
+            "knn_evaluations",
+            "gap",
+            "local_views",
+        ):
             _at_least(name, getattr(self, name), 0)
         if self.crop_min is not None and not 0.0 < self.crop_min <= 1.0:
             raise UserError(f"--crop-min is {self.crop_min}; it must be above 0 and at most 1")

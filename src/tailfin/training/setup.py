@@ -1,8 +1,10 @@
 """From settings to everything a run needs: data, views, encoder, method; what was left open is chosen here."""
 
+import copy
 import math
 import zlib
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +16,7 @@ from tailfin.data.load import load
 from tailfin.data.store import SMALL_SIDE
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.errors import UserError, unknown
-from tailfin.methods.base import Method
+from tailfin.methods.base import Method, Moment
 from tailfin.momentum import Decay, MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training import progress
@@ -36,6 +38,7 @@ class Setup:
         encoder: Both branches.
         method: Loss and heads.
         augment: The views.
+        local: The small crops of multi-crop; None for none.
         execution: Device, precision, memory format.
         steps_per_epoch: Optimizer steps an epoch; the last, incomplete batch is left out.
     """
@@ -45,6 +48,7 @@ class Setup:
     encoder: MomentumEncoder
     method: Method
     augment: Augment
+    local: Augment | None
     execution: Execution
     steps_per_epoch: int
 
@@ -103,8 +107,41 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     config = replace(config, precision=execution.precision, memory_format=execution.memory_format)
     execution.place(encoder)
     method.to(device)
-    augment = Augment(_views(method_type.recipe.views, config), size=size, mean=data.mean, std=data.std)
-    return Setup(config, data, encoder, method, augment, execution, steps)
+    views = _views(method_type.recipe.views, config)
+    augment = Augment(views, size=size, mean=data.mean, std=data.std)
+    local = None
+    if config.local_views:
+        side = cast(int, config.local_size)
+        small = [recipes.local(view, side) for view in islice(cycle(views), config.local_views)]
+        local = Augment(small, size=side, mean=data.mean, std=data.std)
+        _check_local(encoder, method, channels, size, side, config)
+    return Setup(config, data, encoder, method, augment, local, execution, steps)
+
+
+def _check_local(
+    encoder: MomentumEncoder, method: Method, channels: int, size: int, side: int, config: Config
+) -> None:
+    """Find a backbone of one size alone, or a method of two views alone, before the first step.
+
+    Raises:
+        UserError: Either.
+    """
+    encoder, method = copy.deepcopy(encoder).cpu(), copy.deepcopy(method).cpu()
+    with torch.random.fork_rng(devices=[]):
+        views = [torch.randn(2, channels, side_, side_) for side_ in (size, size, side)]
+        try:
+            online, target = encoder(views, 2)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"--local-views: {config.backbone} takes no views of {side} px: {reason}"
+            ) from None
+        index = torch.arange(2)
+        method.begin(Moment(0, 1, 1, index, index))
+        try:
+            method.loss(online, target)
+        except ValueError as error:
+            raise UserError(f"--local-views does not go with --method {config.method}: {error}") from None
 
 
 def build(
@@ -179,6 +216,9 @@ def resolved(config: Config, method_type: type[Method], images: ImageSet, device
         decay_end=published_end if config.decay_end is None else config.decay_end,
         backbone=config.backbone or ("resnet18" if device.type == "cuda" else backbones.NARROW),
         image_size=size,
+        local_size=_local_size(size)
+        if config.local_views and config.local_size is None
+        else config.local_size,
         optimizer=config.optimizer or recipe.optimizer,
         lr=recipe.lr if config.lr is None else config.lr,
         weight_decay=recipe.weight_decay if config.weight_decay is None else config.weight_decay,
@@ -190,6 +230,11 @@ def resolved(config: Config, method_type: type[Method], images: ImageSet, device
 def _half(count: int) -> int:
     """The largest power of two up to half of `count`, at least 2: batches should differ from each other."""
     return int(max(2, 2 ** int(math.log2(max(4, count) / 2))))
+
+
+def _local_size(size: int) -> int:
+    """Side of small crops beside views of `size` pixels: 96 beside 224 (arXiv 2006.09882), even."""
+    return max(8, round(size * 3 / 14) * 2)
 
 
 def _usual_size(device: torch.device) -> int:

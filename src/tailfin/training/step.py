@@ -60,8 +60,11 @@ class Step:
             aspect = None if batch.aspect is None else batch.aspect[part]
             views = setup.augment(batch.images[part], draws, aspect)
             setup.method.begin(self._moment(step, batch.index[part]))
+            count = len(views)
+            if setup.local is not None:
+                views += setup.local(batch.images[part], draws, aspect)
             with setup.execution.autocast():
-                online, target = setup.encoder([setup.execution.images(view) for view in views])
+                online, target = setup.encoder([setup.execution.images(view) for view in views], count)
                 loss = setup.method.loss(online, target)
                 if config.gap:
                     loss = loss + config.gap * gap_loss(online, target)

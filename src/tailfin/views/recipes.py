@@ -101,6 +101,12 @@ def mocov2(size: int) -> tuple[ViewRecipe, ViewRecipe]:
     return view, view
 
 
+def local(view: ViewRecipe, size: int) -> ViewRecipe:
+    """`view` as a small crop of `size` pixels: 5 to 40 % of the image (DINO's, arXiv 2104.14294, appendix C)."""
+    small = replace(view, scale=(0.05, 0.4), blur=0.0)
+    return _blurred(small, size, 0.5) if view.blur else small
+
+
 def _blurred(recipe: ViewRecipe, size: int, probability: float) -> ViewRecipe:
     """`recipe` with a blur whose kernel spans a tenth of the image (SimCLR, appendix A); none if it is small."""
     if size <= LARGEST_SMALL_IMAGE:
