@@ -211,6 +211,10 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["pretrain", "--warmup-epochs", "99"], "longer than --epochs 8"),
         (["pretrain", "--optimizer", "adamw"], "give --lr"),
         (["pretrain", "--method-options", "temprature", "1"], "did you mean .temperature."),
+        (
+            ["pretrain", "--method-options", "temperature"],
+            "names and numbers in turn, such as temperature 0.1",
+        ),
         (["pretrain", "--method-options", "hidden", "1.5"], "must be a whole number"),
     ],
 )

@@ -333,5 +333,7 @@ def _one_line(box: str) -> str:
         "Required options",
     )
     message = sections[1 if titled else 0] if sections else "wrong usage"
+    if "--method-options" in message:
+        message = "--method-options takes names and numbers in turn, such as temperature 0.1 hidden 512"
     near = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(sections))
     return message + (f"; did you mean {near[1]}?" if near else "")
