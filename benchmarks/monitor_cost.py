@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from common import in_turn, ratio, save
 
 from tailfin.training.config import Config
@@ -63,7 +64,7 @@ def block(setup: Setup, train_step: Step, monitors: Monitors) -> None:
     """As many steps as lie between two looks at the probe batch."""
     images = setup.data.train.images[: setup.config.batch_size].to(setup.execution.device)
     for step in range(1, PROBE_STEPS + 1):
-        train_step(Batch(images, None, 0.0), step)
+        train_step(Batch(images, torch.arange(len(images)), None, 0.0), step)
         monitors.after_step()
         if step % LOG_STEPS == 0:
             monitors.write(step)

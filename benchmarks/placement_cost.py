@@ -16,7 +16,7 @@ from common import in_turn, ratio, save
 
 from tailfin.momentum.cost import part_flops
 from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.training.device import find_device, keep_freed_memory, peak_resident
 from tailfin.training.feed import Batch
 from tailfin.training.setup import Setup, load_data, prepare
 from tailfin.training.step import Step
@@ -89,7 +89,7 @@ def build(config: Config, placement: str) -> Setup:
 def step(setup: Setup, train_step: Step) -> None:
     """One optimizer step on the first batch."""
     images = setup.data.train.images[: setup.config.batch_size].to(setup.execution.device)
-    train_step(Batch(images, None, 0.0), 0)
+    train_step(Batch(images, torch.arange(len(images)), None, 0.0), 0)
 
 
 def trunk_calls(setup: Setup) -> int:
@@ -113,15 +113,13 @@ def memory_of(placement: str) -> int:
 
 def peak_memory(config: Config, placement: str, device: torch.device) -> int:
     """Peak bytes of three steps: allocated on a GPU, resident in this process on a CPU."""
-    import resource
-
     setup = build(config, placement)
     train_step = Step(setup)
     for _ in range(3):
         step(setup, train_step)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident()
 
 
 if __name__ == "__main__":

@@ -248,3 +248,23 @@ def test_sets_of_runs_after_a_selection_share_their_controls(tmp_path: Path) -> 
     assert pairs.count(("", "stopgrad", "none")) == 1
     assert ("at its best decay", "projector", "stopgrad") in pairs
     assert ("at one decay", "projector", "stopgrad") in pairs
+
+
+def test_one_measure_of_fluctuation_alone_supports_nothing(tmp_path: Path) -> None:
+    study = design(tmp_path, GRID)
+    made = rows(study, noisy(by(all=3.0)), depths(1.3))
+    made = {key: {k: v for k, v in row.items() if "_jump" not in k} for key, row in made.items()}
+    found = contexts(list(summary.gather(study, study.progress(made), made).values()))
+    for claim in (CLAIMS[1], CLAIMS[3]):
+        assert judge(claim, found).state == "not tested"
+
+
+def test_the_page_names_the_decay_and_the_untrained_encoder(tmp_path: Path) -> None:
+    study = design(tmp_path, GRID)
+    made = rows(study, noisy(by()))
+    content = summary.content(study, study.progress(made), made, [], "tailfin study x")
+    # Runs without momentum have no decay; it is shared by all those that have one.
+    assert {"decay", "decay_end", "buffers"} <= dict(content.settings).keys()
+    assert "momentum" not in dict(content.settings)
+    place = list(content.arms.heads).index("untrained, %")
+    assert {row[place] for row in content.arms.rows} == {"25.00"}

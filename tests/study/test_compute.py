@@ -76,3 +76,10 @@ def test_a_gpu_is_shared_as_far_as_its_memory_goes(monkeypatch: pytest.MonkeyPat
     assert compute.usual_jobs("cuda", None) == 2
     monkeypatch.setattr(compute, "processors", lambda: 3)
     assert compute.usual_jobs("cuda", 2 * 2**30) == 3
+
+
+def test_a_place_is_said_once_and_a_bare_name_is_no_place_among_several() -> None:
+    with pytest.raises(UserError, match=r"--data cifar10=b: cifar10 is said to lie in a already"):
+        compute.locations(["a", "cifar10=b"], ["cifar10"])
+    with pytest.raises(UserError, match=r"--data cifar10: the study has 2 data sets"):
+        compute.locations(["cifar10"], ["cifar10", "cifar100"])

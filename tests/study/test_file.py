@@ -41,7 +41,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: a study begins with tailfin_study = 1, this one with None"),
+        ("", "line 1: a study begins with tailfin_study = 1, this one with nothing"),
         (
             'title = "x"\ntailfin_study = 1\n',
             "line 1: a study begins with tailfin_study = 1, this one with title",
@@ -82,8 +82,8 @@ def test_a_whole_file(tmp_path: Path) -> None:
             HEAD + '[settings]\ndevice = "gpu"\n' + GRID,
             "line 5, .settings.: device is 'gpu'; allowed: auto, cpu",
         ),
-        (HEAD + '[grid]\ndevice = ["cpu"]\n', "line 5, .grid.: device does not belong into a grid"),
-        (HEAD + "[grid]\nworkers = [1]\n", "line 5, .grid.: workers does not belong into a grid"),
+        (HEAD + '[grid]\ndevice = ["cpu"]\n', "line 5, .grid.: device does not belong in a grid"),
+        (HEAD + "[grid]\nworkers = [1]\n", "line 5, .grid.: workers does not belong in a grid"),
         (
             HEAD + '[grid]\nmethod = ["simclr", "bylo"]\n',
             "line 5, .grid.: unknown method 'bylo'.*mean 'byol'",

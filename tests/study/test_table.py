@@ -108,3 +108,12 @@ def test_settings_are_what_the_fingerprint_is_of(tmp_path: Path) -> None:
         config = cells.from_settings(row["settings"])
         assert config is not None
         assert cells.fingerprint(config) == key
+
+
+def test_a_row_is_found_again_whichever_way_its_numbers_are_written(tmp_path: Path) -> None:
+    # The recipes' warm-up of long runs is a whole number.
+    study = design(tmp_path, '[grid]\nmomentum = ["all"]\nepochs = [200]\n')
+    [cell, *_] = study.progress({}).cells
+    (tmp_path / "cells").mkdir()
+    found = table.add(tmp_path, {cell.fingerprint: table.row(cell, result(cell, 50.0), "final")})
+    assert set(found) == {cell.fingerprint} == set(table.read(tmp_path))

@@ -18,7 +18,7 @@ CSS = """
 a { color: var(--blue); }
 .scroll { overflow-x: auto; }
 .scroll table { font-size: .8125rem; }
-.scroll td, .scroll th { white-space: nowrap; overflow-wrap: normal; padding-right: .9rem; }
+.scroll td, .scroll th { white-space: nowrap; overflow-wrap: normal; padding-right: .7rem; }
 td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; padding-left: .25rem; }
 .claim { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1rem 2rem; }
 .claim > * { min-width: 0; }
@@ -190,11 +190,11 @@ def _claim(claim: ClaimSection, command: str) -> str:
 
 
 def _evidence(lines: Sequence[str]) -> str:
-    return (
-        '<ul class="evidence">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
-        if lines
-        else ""
-    )
+    if not lines:
+        return ""
+    # "n = 3" is torn apart at the end of a line otherwise.
+    items = "".join(f"<li>{escape(line).replace(' = ', '&nbsp;=&nbsp;')}</li>" for line in lines)
+    return f'<ul class="evidence">{items}</ul>'
 
 
 def _table(table: Table) -> str:

@@ -152,7 +152,9 @@ def scatter(
     if not series:
         return None
     with plots.style():
-        figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
+        # A long legend must not take the points' room.
+        tall = 4.2 + 0.17 * max(0, len(series) - 3)
+        figure = Figure(figsize=(plots.WIDTH, tall), layout="constrained")
         axes = figure.add_subplot()
         if zero:
             axes.axhline(0, color=INK, linewidth=0.9)
@@ -205,11 +207,15 @@ def _marker(
 
 
 def _labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, Point]]) -> None:
-    """Write each point's label beside it, where it covers neither a marker nor another label as far as possible."""
+    """Write each point's label beside it, where it covers no marker, bar or other label as far as possible."""
     figure.draw_without_rendering()  # places the axes
     scale = figure.dpi / 72
     places = [axes.transData.transform((x, point.mean)) for x, point in points]
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in places]
+    for x, point in points:
+        if point.low is not None and point.high is not None:
+            (across, below), (_, above) = axes.transData.transform([(x, point.low), (x, point.high)])
+            taken.append((across - scale, below, across + scale, above))
     left, bottom, right, top = axes.bbox.extents
     # From the upper end down, so that a bundle of points gets its labels in the points' order.
     for index in sorted(range(len(points)), key=lambda i: -points[i][1].mean):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -21,6 +21,10 @@ from tailfin.training.config import FORMAT, HARMLESS, Config, from_dict
 from tailfin.training.device import MemoryFormat, Precision
 
 MATTERING = tuple(field.name for field in dataclasses.fields(Config) if field.name not in HARMLESS)
+FLOATS = tuple(name for name, kind in get_type_hints(Config).items() if float in (kind, *get_args(kind)))
+LATER = ("local_views", "local_size", "gap")
+"""Settings that came after the first studies: at their defaults they leave a fingerprint as it was, and so the folders
+of runs that had not ended."""
 AUTO = "auto"
 """The placement that each run chooses for itself; what it chose is in its result."""
 MOMENTUM = ("momentum", "decay", "decay_end", "buffers", "through")
@@ -163,12 +167,22 @@ def part_names(backbone: str, image_size: int) -> tuple[str, ...]:
 
 def fingerprint(config: Config) -> str:
     """Ten characters that differ where two runs compute something different."""
-    return hashlib.blake2b(json.dumps(settings(config), sort_keys=True).encode(), digest_size=5).hexdigest()
+    plain = Config()
+    values = {
+        name: value
+        for name, value in settings(config).items()
+        if name not in LATER or value != getattr(plain, name)
+    }
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
 def settings(config: Config) -> dict[str, Any]:
     """Every setting that matters, and the settings' format, as plain values."""
     values = {name: getattr(config, name) for name in MATTERING}
+    # A recipe's 10 and the 10.0 that a table gives back are the same number, and must be the same cell.
+    values |= {
+        name: float(values[name]) for name in FLOATS if name in values and isinstance(values[name], int)
+    }
     return {"format": FORMAT, **values, "method_options": dict(config.method_options)}
 
 

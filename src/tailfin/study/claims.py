@@ -286,8 +286,8 @@ CLAIMS = (
         "C2",
         "The benefit is at least partly an effect of stability.",
         "Supported where, from placement to placement, calmer gradients than under stopgrad go with a larger gain, "
-        "by both measures of fluctuation; not tested where no placement gains. A relation over arms: it cannot prove a "
-        "cause.",
+        "by both measures of fluctuation; not tested where no placement gains. A relation over arms: it cannot prove "
+        "a cause.",
         _calms,
     ),
     Claim(

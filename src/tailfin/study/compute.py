@@ -81,17 +81,16 @@ def locations(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in given:
         name, equals, path = each.partition("=")
-        if not (equals and name in names) and len(names) == 1:
-            name, path = names[0], each
+        if not (equals and name in names):
+            name, path = names[0] if len(names) == 1 else "", each
         if name in found:
             raise UserError(f"--data {each}: {name} is said to lie in {found[name]} already")
-        if name in names:
-            found[name] = path
-        else:
+        if not name:
             raise UserError(
                 f"--data {each}: the study has {len(names)} data sets; say which one, as NAME=PATH with one of "
                 f"{', '.join(names)}"
             )
+        found[name] = path
     return {name: name for name in names} | found
 
 

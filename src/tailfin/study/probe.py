@@ -4,8 +4,6 @@ It is a process of its own, so that what it allocates is gone before the first c
 """
 
 import json
-import re
-import resource
 import sys
 import time
 from pathlib import Path
@@ -19,7 +17,7 @@ from tailfin.data.types import Dataset, ImageSet
 from tailfin.errors import UserError
 from tailfin.study import cells
 from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.training.device import find_device, keep_freed_memory, peak_resident
 from tailfin.training.feed import Feed
 from tailfin.training.folder import RunFolder
 from tailfin.training.judging import Judge, Subject, scores
@@ -57,7 +55,7 @@ def measure(config: Config, data: Dataset, steps: int, judging: bool) -> dict[st
         start = time.perf_counter()
         step(batch, number).item()
         times.append(time.perf_counter() - start)
-    memory = torch.cuda.max_memory_reserved() + CUDA_CONTEXT if cuda else _most_resident()
+    memory = torch.cuda.max_memory_reserved() + CUDA_CONTEXT if cuda else peak_resident()
     return {
         "precision": setup.execution.precision,
         "memory_format": setup.execution.memory_format,
@@ -65,15 +63,6 @@ def measure(config: Config, data: Dataset, steps: int, judging: bool) -> dict[st
         "training": median(times[WARM_UP:] or times) * setup.total_steps,
         "judging": _judging(setup) if judging else 0.0,
     }
-
-
-def _most_resident() -> int:
-    """Bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # getrusage's figure outlives exec: a child of a process of 1.9 GiB reports no less, however small it is.
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _judging(setup: Setup) -> float:

@@ -2,11 +2,14 @@
 
 import copy
 import ctypes
+import re
+import resource
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -37,6 +40,15 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def peak_resident() -> int:
+    """Most memory, in bytes, that this process ever held on the host."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage's figure outlives exec: a child of a process of 1.9 GiB reports no less, however small it is.
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass(frozen=True)
