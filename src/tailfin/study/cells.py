@@ -23,8 +23,8 @@ from tailfin.training.device import MemoryFormat, Precision
 MATTERING = tuple(field.name for field in dataclasses.fields(Config) if field.name not in HARMLESS)
 FLOATS = tuple(name for name, kind in get_type_hints(Config).items() if float in (kind, *get_args(kind)))
 LATER = ("local_views", "local_size", "gap")
-"""Settings that came after the first studies: at their defaults they leave a fingerprint as it was, and so the folders
-of runs that had not ended."""
+"""Settings that came after the first studies: at their defaults they leave a fingerprint as it was, and so the
+folders of runs that had not ended."""
 AUTO = "auto"
 """The placement that each run chooses for itself; what it chose is in its result."""
 MOMENTUM = ("momentum", "decay", "decay_end", "buffers", "through")
