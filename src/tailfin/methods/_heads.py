@@ -1,0 +1,41 @@
+"""The head that DINO and SimDINO share, and how many prototypes go with how much data."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tailfin.methods.base import full_precision, unit
+
+IMAGES_A_PROTOTYPE = 12
+"""At least so many images share a prototype: 4096 of them then go with CIFAR's 50,000 images."""
+
+
+def gelu_mlp(in_features: int, hidden: int, out: int) -> nn.Sequential:
+    """Three linear layers with GELU between them: [N, in_features] -> [N, out] (arXiv 2104.14294, appendix C).
+
+    Weights start from a normal distribution of deviation .02, cut at two deviations, and biases at 0.
+    """
+    layers = [nn.Linear(in_features, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, out)]
+    for layer in layers:
+        nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+
+
+class Cosines(nn.Linear):
+    """Cosines of the rows of [N, in_features] with learnt prototypes, float32 [N, prototypes].
+
+    Weight normalisation with the length fixed at 1 and no bias: only the prototypes' directions are learnt.
+    """
+
+    def __init__(self, in_features: int, prototypes: int) -> None:
+        super().__init__(in_features, prototypes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cosines, in full precision: a temperature of .04 makes 25 times more of their rounding."""
+        with full_precision(x):
+            return F.linear(unit(x), unit(self.weight))
+
+
+def affordable(prototypes: int, images: int) -> int:
+    """`prototypes`, or as many as leave `IMAGES_A_PROTOTYPE` images to each; 2 at least."""
+    return max(2, min(prototypes, images // IMAGES_A_PROTOTYPE))
