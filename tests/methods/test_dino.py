@@ -57,6 +57,23 @@ def test_distillation_is_the_formula(views: int, n: int, k: int, seed: int) -> N
     assert float(got) == pytest.approx(slow(online, target, centre, 0.3, 0.2), rel=1e-4)
 
 
+def wave(pace: float, *shape: int) -> Tensor:
+    return torch.sin(pace * torch.arange(1, math.prod(shape) + 1)).reshape(shape)
+
+
+def test_two_steps_of_another_implementation() -> None:
+    # solo-learn's DINOLoss(7, .04, .07, ...) called twice on the same waves, run once: the second has a centre.
+    method, online, target = DINO(out=7), branch(wave(1.3, 2, 5, 7)), branch(wave(0.7, 2, 5, 7))
+    for want in (8.0993958, 8.1059628):
+        assert float(method.loss(online, target)) == pytest.approx(want, rel=1e-5)
+        method.after_step()
+    method.after_step()
+    first = 0.19 * torch.cat(target.projections).mean(dim=0)  # 1 - .9 ** 2
+    assert torch.allclose(method.centre, first, atol=1e-6)
+    official = torch.tensor([0.0121, 0.0175, 0.0147, 0.0049, -0.0071, -0.0158, -0.0171])
+    assert torch.allclose(method.centre, official, atol=6e-5)
+
+
 def test_order_of_samples_views_and_prototypes_does_not_matter() -> None:
     online, target, centre = draw(0, 2, 5, 7), draw(1, 2, 5, 7), draw(2, 7)
     want = distillation(branch(online), branch(target), centre, 0.1, 0.05)

@@ -67,6 +67,20 @@ def test_swapped_prediction_is_the_formula(views: int, n: int, k: int, seed: int
     assert float(got) == pytest.approx(slow(online, target, prototypes, 0.2, 0.1), rel=1e-3)
 
 
+def wave(pace: float, *shape: int) -> Tensor:
+    return torch.sin(pace * torch.arange(1, math.prod(shape) + 1)).reshape(shape)
+
+
+def test_values_of_another_implementation() -> None:
+    # solo-learn's SinkhornKnopp(3, .05) and swav_loss_func on the same waves, run once.
+    online, target, prototypes = wave(1.3, 2, 5, 4), wave(0.7, 2, 5, 4), wave(0.9, 6, 4)
+    codes = sinkhorn(F.normalize(target[0], dim=1) @ F.normalize(prototypes, dim=1).T, 0.05, 3)
+    want = torch.tensor([0.86939669, 8.9309e-11, 1.22576e-05, 7.42454e-07, 2.7514e-15, 0.13059023])
+    assert torch.allclose(codes[0], want, rtol=1e-3, atol=1e-7)
+    got = swapped_prediction(branch(online), branch(target), prototypes, 0.1, 0.05, 3)
+    assert float(got) == pytest.approx(7.2913675, rel=1e-4)
+
+
 @few
 @given(seeds)
 def test_many_iterations_balance_prototypes_and_samples(seed: int) -> None:
