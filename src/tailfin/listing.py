@@ -24,7 +24,12 @@ def show(what: str, backbone: str, image_size: int) -> int:
 
 
 def _methods() -> Table:
-    table = Table(title="methods (--method), published CIFAR recipes", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="methods (--method), published CIFAR recipes",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for heading in ("name", "family", "year", "momentum, decay", "optimizer, lr", "needs"):
         table.add_column(heading, no_wrap=True)
     known = {name: methods.load(name) for name in methods.names()}
