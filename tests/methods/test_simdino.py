@@ -155,6 +155,17 @@ def test_finite_at_the_edges(dtype: torch.dtype, kind: str, n: int, p: int) -> N
     assert torch.isfinite(online.grad).all()
 
 
+@pytest.mark.parametrize(("hidden", "deviation"), [(2048, 0.02), (512, 0.04), (4096, 0.02)])
+def test_the_head_starts_as_published_and_wider_where_it_is_narrow(hidden: int, deviation: float) -> None:
+    head = SimDINO(hidden=hidden, out=8).projector(16)
+    weights = [value for name, value in head.named_parameters() if name.endswith("weight")]
+    assert len(weights) == 3
+    for weight in weights:
+        # Cut at two deviations, a normal distribution keeps .88 of its own.
+        assert float(weight.detach().std()) == pytest.approx(0.88 * deviation, rel=0.05)
+        assert float(weight.abs().max()) <= 2 * deviation + 1e-6
+
+
 def test_defaults_and_refusals() -> None:
     assert SimDINO.defaults(512, 50_000).items() >= {"hidden": 2048, "out": 256}.items()
     assert SimDINO.defaults(64, 50_000).items() >= {"hidden": 256, "out": 128}.items()
