@@ -43,9 +43,9 @@ def test_queue_is_a_fifo_for_any_batch_sizes(size: int, steps: list[list[int]]) 
             for view in (0, 1):
                 want[view].extend(unit(target.projections[view]))
         method.after_step()
-        filled = min(size, int(method.enqueued))
+        filled = min(size, int(method.queue.entered))
         for view in (0, 1):
-            assert rows(method.queue[view, :filled]) == rows(torch.stack(list(want[view])))
+            assert rows(method.queue.rows[view, :filled]) == rows(torch.stack(list(want[view])))
 
 
 def test_loss_moves_the_queue_only_at_a_taken_step_in_training() -> None:
@@ -65,17 +65,17 @@ def test_loss_moves_the_queue_only_at_a_taken_step_in_training() -> None:
     method.train()
     method.loss(branch(0, 3), branch(1, 3))
     method.after_step()
-    assert int(method.enqueued) == 3
+    assert int(method.queue.entered) == 3
 
 
 def test_a_loop_without_after_step_keeps_a_bounded_number_of_keys() -> None:
     method = MoCoV2Plus(out=4, queue_size=8)
     for seed in range(50):
         method.loss(branch(seed, 3), branch(seed, 3))
-    assert sum(keys.shape[1] for keys in method._pending) <= 8 + 2
+    assert sum(keys.shape[1] for keys in method.queue._pending) <= 8 + 2
     method.after_step()
     last = torch.cat([unit(branch(seed, 3).projections[0]) for seed in range(47, 50)])[-8:]
-    assert rows(method.queue[0]) == rows(last)
+    assert rows(method.queue.rows[0]) == rows(last)
 
 
 def test_keys_carry_no_gradient_into_the_queue_but_the_loss_may_cross_the_target() -> None:
@@ -84,7 +84,7 @@ def test_keys_carry_no_gradient_into_the_queue_but_the_loss_may_cross_the_target
     method.loss(branch(1, 3), Branch(views, views)).backward()
     assert all(z.grad is not None and z.grad.abs().sum() > 0 for z in views)
     method.after_step()
-    assert not method.queue.requires_grad
+    assert not method.queue.rows.requires_grad
 
 
 def test_each_view_is_compared_with_its_own_keys_queue() -> None:
@@ -94,11 +94,11 @@ def test_each_view_is_compared_with_its_own_keys_queue() -> None:
     method.loss(branch(4, 3), target)
     method.after_step()
     for view in (0, 1):
-        assert rows(method.queue[view]) == rows(unit(target.projections[view]))
+        assert rows(method.queue.rows[view]) == rows(unit(target.projections[view]))
     online = tuple(z.requires_grad_() for z in branch(6, 3).projections)
     before = method.loss(Branch(online, online), branch(7, 3))
     gradient = torch.autograd.grad(before, online)
-    method.queue[0].neg_()
+    method.queue.rows[0].neg_()
     changed = torch.autograd.grad(method.loss(Branch(online, online), branch(7, 3)), online)
     assert torch.equal(gradient[0], changed[0])
     assert not torch.equal(gradient[1], changed[1])
@@ -120,7 +120,7 @@ def test_resume_is_bit_exact() -> None:
     second.load_state_dict(first.state_dict())
     got = run(second, range(5, 9))
     assert all(torch.equal(a, b) for a, b in zip(want[4:], got, strict=True))
-    assert torch.equal(straight.queue, second.queue)
+    assert torch.equal(straight.queue.rows, second.queue.rows)
 
 
 @pytest.mark.parametrize("options", [{"queue_size": 0}, {"temperature": 0.0}, {"hidden": 0}])

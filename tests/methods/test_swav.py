@@ -126,18 +126,18 @@ def test_the_queue_is_a_ring_that_only_taken_training_steps_fill() -> None:
             method.loss(branch(draw(99, 2, 3, 4)), branch(view))
         with torch.no_grad():
             method.loss(branch(draw(98, 2, 3, 4)), branch(draw(97, 2, 3, 4)))
-        before = method.queue.clone()
+        before = method.queue.rows.clone()
         method.after_step(taken=step != 2)
         if step == 2:
-            assert torch.equal(before, method.queue)
+            assert torch.equal(before, method.queue.rows)
             continue
         seen += [F.normalize(view, dim=-1) for view in views]
         last = torch.cat(seen, dim=1)[:, -8:]
         for view in range(2):
-            got = sorted(row for row in method.queue[view].tolist() if any(row))
+            got = sorted(row for row in method.queue.rows[view].tolist() if any(row))
             want = sorted(last[view].tolist())
             assert torch.allclose(torch.tensor(got), torch.tensor(want), atol=1e-6)
-    assert int(method.enqueued) == 30
+    assert int(method.queue.entered) == 30
 
 
 def test_codes_are_balanced_over_the_filled_part_of_the_queue_once_it_is_time() -> None:

@@ -126,7 +126,7 @@ def test_micro_batches_add_up_to_the_batch(settings: Make, data: Dataset, tmp_pa
         data,
         tmp_path / "queue",
     )
-    assert int(queue.setup.method.enqueued) == 40  # type: ignore[arg-type]
+    assert int(queue.setup.method.queue.entered) == 40  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(

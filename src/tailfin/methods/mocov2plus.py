@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.branch import Branch
+from tailfin.methods._ring import Ring
 from tailfin.methods.base import (
     About,
     Method,
@@ -26,9 +27,7 @@ class MoCoV2Plus(Method):
     on the loss is the published one, over the slots filled so far: the number of negatives only ever grows.
 
     Attributes:
-        queue: float32 [2, queue_size, out], unit keys of each view; a ring.
-        enqueued: int64 scalar, keys a view ever put in: the ring's head and fill, kept as a tensor so that
-            neither needs a host synchronisation.
+        queue: Unit keys of each view.
     """
 
     stop_gradient = True
@@ -58,8 +57,6 @@ class MoCoV2Plus(Method):
         batch_norm=False,
         source="solo-learn scripts/pretrain/cifar/mocov2plus.yaml",
     )
-    queue: Tensor
-    enqueued: Tensor
 
     def __init__(
         self,
@@ -78,9 +75,7 @@ class MoCoV2Plus(Method):
         if queue_size < 1:
             raise ValueError(f"queue_size {queue_size}; must be 1 or more")
         self.temperature = check_temperature(temperature)
-        self.register_buffer("queue", torch.zeros(2, queue_size, self.out))
-        self.register_buffer("enqueued", torch.zeros((), dtype=torch.int64))
-        self._pending: list[Tensor] = []
+        self.queue = Ring(2, queue_size, self.out)
 
     @classmethod
     def defaults(cls, in_features: int, images: int) -> dict[str, float]:
@@ -97,31 +92,16 @@ class MoCoV2Plus(Method):
         """InfoNCE over all pairs of views, averaged; in training mode the keys wait for `after_step`."""
         keys = two_views(target.projections)
         losses = [
-            info_nce(online.projections[i], keys[j], self.queue[j], self.enqueued, self.temperature)
+            info_nce(online.projections[i], keys[j], self.queue.rows[j], self.queue.entered, self.temperature)
             for i, j in crossings(online, target)
         ]
         if self.training and torch.is_grad_enabled():
-            self._pending.append(torch.stack([unit(key.detach()) for key in keys]))
-            # A loop that never calls after_step must not grow without bound.
-            while sum(keys.shape[1] for keys in self._pending[1:]) >= self.queue.shape[1]:
-                self._pending.pop(0)
+            self.queue.gather(torch.stack([unit(key) for key in keys]))
         return torch.stack(losses).mean()
 
-    @torch.no_grad()
     def after_step(self, taken: bool = True) -> None:
         """Put the keys of all micro-batches since the last call into the queues, oldest out first."""
-        pending, self._pending = self._pending, []
-        if not taken or not pending:
-            return
-        size = self.queue.shape[1]
-        keys = torch.cat(pending, dim=1).to(self.queue.dtype)
-        # Of more keys than slots only the last survive; writing the others too would name a slot twice, and
-        # the order of such writes is undefined.
-        dropped = max(0, keys.shape[1] - size)
-        count = keys.shape[1] - dropped
-        slots = (self.enqueued + dropped + torch.arange(count, device=keys.device)) % size
-        self.queue.index_copy_(1, slots, keys[:, dropped:])
-        self.enqueued += dropped + count
+        self.queue.commit(taken)
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, enqueued: Tensor, temperature: float) -> Tensor:

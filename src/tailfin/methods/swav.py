@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from tailfin.branch import Branch
 from tailfin.methods._heads import affordable
+from tailfin.methods._ring import Ring
 from tailfin.methods.base import (
     About,
     Method,
@@ -28,8 +29,7 @@ class SwAV(Method):
 
     Attributes:
         prototypes: float32 [K, out].
-        queue: float32 [2, queue_size, out], unit projections of each of the target's views; a ring.
-        enqueued: int64 scalar, projections a view ever put in: the ring's head and fill.
+        queue: Unit projections of each of the target's views; None where `queue_size` is 0.
     """
 
     stop_gradient = True
@@ -62,8 +62,6 @@ class SwAV(Method):
         source="solo-learn scripts/pretrain/cifar/swav.yaml, but prototypes frozen for one epoch, as in "
         "arXiv 2006.09882, not two; decay: ours",
     )
-    queue: Tensor
-    enqueued: Tensor
 
     def __init__(
         self,
@@ -111,9 +109,7 @@ class SwAV(Method):
         self.epsilon, self.iterations = epsilon, iterations
         self.frozen_epochs, self.queue_epochs = frozen_epochs, queue_epochs
         self.prototypes = nn.Parameter(unit(torch.randn(prototypes, self.out)))
-        self.register_buffer("queue", torch.zeros(2, queue_size, self.out))
-        self.register_buffer("enqueued", torch.zeros((), dtype=torch.int64))
-        self._pending: list[Tensor] = []
+        self.queue = Ring(2, queue_size, self.out) if queue_size else None
 
     @classmethod
     def defaults(cls, in_features: int, images: int) -> dict[str, float]:
@@ -135,13 +131,10 @@ class SwAV(Method):
         Raises:
             ValueError: If there is a queue and the target has not two views.
         """
-        size = self.queue.shape[1]
         prototypes = self.prototypes.detach() if self._within(self.frozen_epochs) else self.prototypes
-        queue = None
-        if size:
+        queue = self.queue
+        if queue is not None:
             two_views(target.projections)
-            if not self._within(self.queue_epochs):
-                queue = self.queue
         loss = swapped_prediction(
             online,
             target,
@@ -149,30 +142,16 @@ class SwAV(Method):
             self.temperature,
             self.epsilon,
             self.iterations,
-            queue=queue,
-            enqueued=self.enqueued,
+            queue=None if self._within(self.queue_epochs) else queue,
         )
-        if size and self.training and torch.is_grad_enabled():
-            self._pending.append(torch.stack([unit(view.detach()) for view in target.projections]))
-            # A loop that never calls after_step must not grow without bound.
-            while sum(views.shape[1] for views in self._pending[1:]) >= size:
-                self._pending.pop(0)
+        if queue is not None and self.training and torch.is_grad_enabled():
+            queue.gather(torch.stack([unit(view) for view in target.projections]))
         return loss
 
-    @torch.no_grad()
     def after_step(self, taken: bool = True) -> None:
         """Put the projections of all micro-batches since the last call into the queue, oldest out first."""
-        pending, self._pending = self._pending, []
-        if not taken or not pending:
-            return
-        size = self.queue.shape[1]
-        views = torch.cat(pending, dim=1).to(self.queue.dtype)
-        # Of more rows than slots only the last survive: to write a slot twice is undefined.
-        dropped = max(0, views.shape[1] - size)
-        count = views.shape[1] - dropped
-        slots = (self.enqueued + dropped + torch.arange(count, device=views.device)) % size
-        self.queue.index_copy_(1, slots, views[:, dropped:])
-        self.enqueued += dropped + count
+        if self.queue is not None:
+            self.queue.commit(taken)
 
     def _within(self, epochs: float) -> bool:
         moment = self.moment
@@ -189,8 +168,7 @@ def swapped_prediction(
     epsilon: float,
     iterations: int,
     *,
-    queue: Tensor | None = None,
-    enqueued: Tensor | None = None,
+    queue: Ring | None = None,
 ) -> Tensor:
     """Cross entropy of predictions with the other view's codes (arXiv 2006.09882, equations 1 and 2).
 
@@ -204,8 +182,7 @@ def swapped_prediction(
         temperature: Divides the cosines of the predictions.
         epsilon: Divides those of the codes.
         iterations: Of Sinkhorn's algorithm.
-        queue: Unit rows [views of the target, Q, P] that take part in the balance of the codes; None for none.
-        enqueued: int64 scalar, how many rows were ever put in; rows from there on are empty and ignored.
+        queue: Unit rows of each of the target's views that take part in the balance of the codes; None for none.
     """
     with full_precision(prototypes):
         directions = unit(prototypes)
@@ -214,11 +191,9 @@ def swapped_prediction(
         for view, projection in enumerate(target.projections):
             scores, weights = unit(projection.detach()) @ fixed, None
             if queue is not None:
-                scores = torch.cat((scores, queue[view].float() @ fixed))
+                scores = torch.cat((scores, queue.rows[view].float() @ fixed))
                 weights = scores.new_ones(len(scores))
-                if enqueued is not None:
-                    filled = torch.arange(queue.shape[1], device=scores.device) < enqueued
-                    weights[len(projection) :] = filled.to(weights.dtype)
+                weights[len(projection) :] = queue.filled().to(weights.dtype)
             codes.append(sinkhorn(scores, epsilon, iterations, weights)[: len(projection)])
         predictions = [
             (unit(projection) @ directions.T / temperature).log_softmax(dim=1)
