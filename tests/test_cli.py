@@ -169,7 +169,7 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
     [
         (
             ["pretrian"],
-            "unknown command 'pretrian'; allowed: pretrain, advise, evaluate, report, list, study; "
+            "unknown command 'pretrian'; allowed: pretrain, advise, bench, evaluate, report, list, study; "
             "did you mean 'pretrain'",
         ),
         (["pretrain", "--method", "simcrl"], "unknown method 'simcrl'; allowed: .*did you mean 'simclr'"),

@@ -1,4 +1,4 @@
-"""The command line: `tailfin pretrain`, `advise`, `evaluate`, `report`, `list`."""
+"""The command line: `tailfin pretrain`, `advise`, `bench`, `evaluate`, `report`, `list`, `study`."""
 
 import contextlib
 import dataclasses
@@ -23,6 +23,7 @@ usage: tailfin COMMAND [OPTIONS]
 
   pretrain   train an encoder on images without labels, judge it, write a report
   advise     say which parts momentum would steady most, from a short measured phase
+  bench      say where a step's time goes on this machine, what each placement costs, and what to change
   evaluate   judge a run's encoder again, on its own data or on other data
   report     rebuild a run's report.html
   list       methods, backbones, and placements with their cost
@@ -69,6 +70,14 @@ example:
   tailfin advise --data cifar10 --method byol --backbone resnet18
 
 The options are those of pretrain; --momentum auto does the same before a run and goes on with the advice."""
+
+BENCH = """\
+Say where a step's time goes on this machine, what each placement costs on it, and what to change; about a minute.
+
+example:
+  tailfin bench --data photos/ --backbone resnet50 --batch-size 128
+
+The options are those of pretrain; nothing is kept."""
 
 REPORT = """\
 Rebuild a run's report.html from what the run folder holds.
@@ -201,6 +210,7 @@ def _run(words: list[str]) -> int:
     commands = {
         "pretrain": _pretrain,
         "advise": _advise,
+        "bench": _bench,
         "evaluate": _evaluate,
         "report": _report,
         "list": _list,
@@ -238,13 +248,24 @@ def _pretrain(words: list[str]) -> int:
 
 
 def _advise(words: list[str]) -> int:
-    own = _trusted_method(words)
-    chosen = _parse(Config, words, "advise", ADVISE, Config())
-    if own:
-        chosen = dataclasses.replace(chosen, method=own)
+    chosen = _settings(words, "advise", ADVISE)
     from tailfin import commands
 
     return commands.advise_only(chosen)
+
+
+def _bench(words: list[str]) -> int:
+    chosen = _settings(words, "bench", BENCH)
+    from tailfin import commands
+
+    return commands.bench_only(chosen)
+
+
+def _settings(words: list[str], command: str, description: str) -> Config:
+    """The settings of a run that is not made."""
+    own = _trusted_method(words)
+    chosen = _parse(Config, words, command, description, Config())
+    return dataclasses.replace(chosen, method=own) if own else chosen
 
 
 def _evaluate(words: list[str]) -> int:

@@ -22,7 +22,7 @@ from tailfin.training.advice import Advice, advise
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, find_device, keep_freed_memory
 from tailfin.training.folder import RunFolder
-from tailfin.training.judging import Judge, Subject, judging_seed, scores
+from tailfin.training.judging import Judge, Subject, device_name, judging_seed, scores
 from tailfin.training.loop import Diverged, Loop, Stopped
 from tailfin.training.progress import best
 from tailfin.training.setup import Setup, build, load_data, make_method, prepare
@@ -130,6 +130,33 @@ def advise_only(config: Config) -> int:
     check(config)
     keep_freed_memory()
     _say_advice(advise(config, load_data(config, find_device(config.device))))
+    return 0
+
+
+def bench_only(config: Config) -> int:
+    """`tailfin bench`: returns the exit code."""
+    from tailfin.training.bench import bench
+
+    check(config)
+    keep_freed_memory()
+    if config.momentum == AUTO:
+        raise UserError("bench measures every placement; leave --momentum open or name one")
+    found = bench(config, load_data(config, find_device(config.device)))
+    execution, total = found.execution, sum(found.phases.values())
+    print(
+        f"{device_name(execution.device)}, {execution.precision}, {execution.memory_format}, batch {found.batch_size}: "
+        f"{found.images_per_second:,.0f} images/s, {100 * found.used / found.peak:.0f} % of the "
+        f"{found.peak / 1e12:.2f} TFLOP/s of a matrix product"
+    )
+    print(f"\n{'phase':<16}{'ms a step':>10}{'share':>9}")
+    for name, seconds in found.phases.items():
+        print(f"{name:<16}{1e3 * seconds:>10.1f}{100 * seconds / total:>7.1f} %")
+    print(f"\n{'placement':<16}{'time of a step over stopgrad':>30}")
+    for name, ratio in found.placements.items():
+        print(f"{name:<16}{ratio:>30.3f}")
+    print()
+    for line in found.advice:
+        print(f"advice: {line}")
     return 0
 
 

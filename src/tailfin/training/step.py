@@ -1,5 +1,7 @@
 """One optimizer step: views, both branches, loss, backward, optimizer, momentum update, in this order."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -16,13 +18,19 @@ from tailfin.training.setup import Setup
 class Step:
     """Trains a `Setup`; calling it takes one step and gives the loss, without waiting for the device.
 
+    Args:
+        setup: What to train.
+        phase: Opens a context around each phase of a step, given its name; what measures them passes its own.
+
     Attributes:
         optimizer: Over the online branch and the method's heads.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(
+        self, setup: Setup, phase: Callable[[str], AbstractContextManager[object]] = nullcontext
+    ) -> None:
         config, recipe = setup.config, setup.method.recipe
-        self.setup = setup
+        self.setup, self.phase = setup, phase
         published = config.optimizer == recipe.optimizer
         self.peak = cast(float, config.lr) * config.batch_size / 256
         self.optimizer = optimizers.build(
@@ -48,7 +56,7 @@ class Step:
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Take step number `step` on `batch`; returns the mean loss of its micro-batches, a detached scalar."""
-        setup, config = self.setup, self.setup.config
+        setup, config, phase = self.setup, self.setup.config, self.phase
         # Dropout draws from torch's own generator: seeding it each step leaves no state to keep.
         torch.manual_seed(derive(config.seed, "step", step))
         draws = generator(config.seed, "views", step)
@@ -58,24 +66,31 @@ class Step:
         for start in range(0, config.batch_size, micro):
             part = slice(start, start + micro)
             aspect = None if batch.aspect is None else batch.aspect[part]
-            views = setup.augment(batch.images[part], draws, aspect)
+            with phase("views"):
+                views = setup.augment(batch.images[part], draws, aspect)
+                count = len(views)
+                if setup.local is not None:
+                    views += setup.local(batch.images[part], draws, aspect)
+                views = [setup.execution.images(view) for view in views]
             setup.method.begin(self._moment(step, batch.index[part]))
-            count = len(views)
-            if setup.local is not None:
-                views += setup.local(batch.images[part], draws, aspect)
             with setup.execution.autocast():
-                online, target = setup.encoder([setup.execution.images(view) for view in views], count)
-                loss = setup.method.loss(online, target)
-                if config.gap:
-                    loss = loss + config.gap * gap_loss(online, target)
-            (loss / config.accumulate).backward()
+                with phase("forward"):
+                    online, target = setup.encoder(views, count)
+                with phase("loss"):
+                    loss = setup.method.loss(online, target)
+                    if config.gap:
+                        loss = loss + config.gap * gap_loss(online, target)
+            with phase("backward"):
+                (loss / config.accumulate).backward()
             losses.append(loss.detach())
-        if config.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        setup.encoder.update()
-        setup.method.after_step()
+        with phase("optimizer"):
+            if config.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        with phase("momentum"):
+            setup.encoder.update()
+            setup.method.after_step()
         return torch.stack(losses).mean()
 
     def _moment(self, step: int, index: Tensor) -> Moment:

@@ -1,0 +1,106 @@
+"""`tailfin bench`: each phase is charged with its own time, and the advice follows from the shares."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from tailfin.data.load import load
+from tailfin.data.types import Dataset
+from tailfin.training import bench as benching
+from tailfin.training.bench import PHASES, Stopwatch, advice, bench
+from tailfin.training.config import Config
+from tailfin.training.feed import Batch
+from tailfin.training.setup import prepare
+from tailfin.training.step import Step
+
+TINY = Config(
+    data="shapes",
+    limit=64,
+    image_size=16,
+    batch_size=8,
+    backbone="resnet10w2",
+    device="cpu",
+    precision="fp32",
+    memory_format="contiguous",
+    monitors="none",
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load("shapes", image_size=16, limit=64, seed=0, tolerate=0.0, cache=None, workers=1)
+
+
+class Slow(nn.Module):
+    """Waits, then does what `inner` does."""
+
+    def __init__(self, inner: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.inner, self.seconds = inner, seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("placement", "target"), [("none", 0.0), ("projector", 0.0), ("layer4:", 0.0), ("all", 0.1)]
+)
+def test_a_slow_part_is_charged_to_the_branch_that_ran_it(
+    data: Dataset, placement: str, target: float
+) -> None:
+    from dataclasses import replace
+
+    setup = prepare(replace(TINY, momentum=placement), data)
+    first = setup.encoder.names[0]
+    owners = [setup.encoder.parts]
+    if first in setup.encoder.placement.placed:
+        owners.append(setup.encoder.momentum)  # type: ignore[arg-type]
+    for owner in owners:
+        owner._modules[first] = Slow(owner._modules[first], 0.05)  # type: ignore[arg-type]
+    watch = Stopwatch(setup)
+    step = Step(setup, watch)
+    images = data.train.images[:8]
+    step(Batch(images, torch.arange(8), None, 0.0), 0)
+    watch.remove()
+    assert watch.seconds["forward online"] >= 0.1  # two views
+    assert watch.seconds["forward target"] >= target
+    if target == 0.0:
+        assert watch.seconds["forward target"] < 0.1
+    assert set(watch.seconds) == set(PHASES)
+    assert all(value > 0 for name, value in watch.seconds.items() if name not in ("data", "forward target"))
+
+
+def test_it_measures_every_phase_and_placement_and_leaves_no_hooks(data: Dataset) -> None:
+    found = bench(TINY, data, seconds=0.0)
+    assert list(found.phases) == list(PHASES)
+    assert list(found.placements) == ["none", "stopgrad", "projector", "layer4:", "all"]
+    assert found.placements["stopgrad"] == 1.0
+    assert found.images_per_second > 0
+    assert 0 < found.used < found.peak
+    assert found.larger is not None
+    assert found.larger[0] == 32
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_not_advised(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    setup = prepare(TINY, data)
+    monkeypatch.setattr(benching, "_in_turn", full)
+    assert benching._larger(setup, data, 0.0) is None
+
+
+def test_the_advice_names_what_waits() -> None:
+    even = dict.fromkeys(PHASES, 1.0)
+    assert any("Loader-bound" in line for line in advice({**even, "data": 2.0}, 100.0, None))
+    assert any("views" in line for line in advice({**even, "views": 4.0}, 100.0, None))
+    calm = {**even, "data": 0.0, "backward": 9.0}
+    assert any("--batch-size 1024" in line for line in advice(calm, 100.0, (1024, 120.0)))
+    [line] = advice(calm, 100.0, (1024, 105.0))
+    assert "Nothing waits" in line
+    assert "backward" in line
