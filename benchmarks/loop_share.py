@@ -34,8 +34,8 @@ def main() -> None:
     """Measure and print one row a backbone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--backbones", nargs="*", help="of resnet10w16, resnet18, resnet50")
     parser.add_argument("--out", type=Path)

@@ -159,6 +159,8 @@ class Study:
     """This many seeds instead of those that the file lists."""
     limit_minutes: float | None = None
     """Stop after so many minutes, in good order."""
+    reuse: tuple[str, ...] = ()
+    """Folders of other studies: what both ask for is taken from there."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,14 @@ def _study(words: list[str]) -> int:
 
     out = None if chosen.out is None else Path(chosen.out)
     options = Options(
-        Path(chosen.file), out, chosen.data, chosen.jobs, chosen.seeds, chosen.limit_minutes, chosen.plan
+        Path(chosen.file),
+        out,
+        chosen.data,
+        chosen.jobs,
+        chosen.seeds,
+        chosen.limit_minutes,
+        chosen.plan,
+        chosen.reuse,
     )
     return study(options)
 

@@ -144,7 +144,8 @@ def bench_only(config: Config) -> int:
     found = bench(config, load_data(config, find_device(config.device)))
     execution, total = found.execution, sum(found.phases.values())
     print(
-        f"{device_name(execution.device)}, {execution.precision}, {execution.memory_format}, batch {found.batch_size}: "
+        f"{device_name(execution.device)}, {execution.precision}, {execution.memory_format}, "
+        f"batch {found.batch_size}: "
         f"{found.images_per_second:,.0f} images/s, {100 * found.used / found.peak:.0f} % of the "
         f"{found.peak / 1e12:.2f} TFLOP/s of a matrix product"
     )

@@ -359,3 +359,30 @@ def test_every_study_in_the_repository_is_sound() -> None:
         assert {"none", "stopgrad"} <= {each.momentum for each in design.variants}
         assert path.read_text().startswith("# ")
         assert f"tailfin study studies/{path.name}" in path.read_text()
+
+
+def test_what_another_study_finished_is_not_run_again(tailfin: Run, tmp_path: Path) -> None:
+    tailfin("study", write(tmp_path))
+    wider = GRID.replace('"projector", "all"', '"projector", "all", "layer4:"')
+    code, said, _ = tailfin("study", write(tmp_path, SETTINGS + wider, "w.toml"), "--reuse", "results/s")
+    assert code == 0
+    assert "results/w: 2 cells to do, 8 done; " in said
+    first, second = (table.read(tmp_path / "results" / name) for name in "sw")
+    assert first.items() <= second.items()
+    code, said, _ = tailfin("study", "w.toml")  # the rows are its own from then on
+    assert (code, "start" in said) == (0, False)
+
+
+@pytest.mark.parametrize(("change", "words"), [("folder", "no study"), ("images", "the images of 'cifar10'")])
+def test_a_study_that_cannot_be_reused_is_refused(
+    tailfin: Run, tmp_path: Path, change: str, words: str
+) -> None:
+    kept = Kept(Compute("cpu", "fp32", "contiguous"), {"cifar10": "some"})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    kept.write(tmp_path / "a")
+    if change == "images":
+        Kept(kept.compute, {"cifar10": "others"}).write(tmp_path / "b")
+    code, _, err = tailfin("study", write(tmp_path), "--reuse", "a", "b")
+    assert code == 2
+    assert words in err

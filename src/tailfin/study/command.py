@@ -31,6 +31,7 @@ class Options:
         seeds: This many seeds instead of the listed ones.
         limit_minutes: Stop in good order after so long.
         plan: Print what there is to do and what it takes, and do nothing.
+        reuse: Folders of other studies whose finished cells count where this study asks for the same.
     """
 
     file: Path
@@ -40,6 +41,7 @@ class Options:
     seeds: int | None
     limit_minutes: float | None
     plan: bool
+    reuse: Sequence[str] = ()
 
     @property
     def folder(self) -> Path:
@@ -52,7 +54,9 @@ class Options:
         words = ["tailfin", "study", str(self.file)]
         for name, value in (("--out", self.out), ("--jobs", self.jobs), ("--seeds", self.seeds)):
             words += [] if value is None else [name, str(value)]
-        return shlex.join([*words, *(["--data", *self.data] if self.data else [])])
+        for name, values in (("--data", self.data), ("--reuse", self.reuse)):
+            words += [name, *values] if values else []
+        return shlex.join(words)
 
     @property
     def repeated(self) -> str:
@@ -87,7 +91,9 @@ class Study:
         self.file = file.read(options.file)
         self.folders = CellFolders(self.out)
         self.rows: dict[str, Row] = table.read(self.out)
-        kept = Kept.read(self.out) or _kept_by(self.rows)
+        others = [Path(folder) for folder in options.reuse]
+        self.borrowed = {key: row for folder in others for key, row in table.read(folder).items()}
+        kept = Kept.read(self.out) or _kept_by(self.rows) or self._begun_elsewhere(others)
         device = self._device(kept)
         known = kept.compute if kept else Compute(device)
         self.kept = kept or Kept(known)
@@ -135,6 +141,25 @@ class Study:
         self._report(outcome)
         return self._end(outcome)
 
+    @staticmethod
+    def _begun_elsewhere(folders: Sequence[Path]) -> Kept | None:
+        """What the studies to reuse remember: cells of two count together only where images and computing agree.
+
+        Raises:
+            UserError: They do not agree with each other, or one is no study's folder.
+        """
+        found: Kept | None = None
+        for folder in folders:
+            other = Kept.read(folder)
+            if other is None:
+                raise UserError(f"--reuse {folder}: no study was begun there")
+            if found is None:
+                found = replace(other, memory=None)
+            elif found.compute != other.compute:
+                raise UserError(f"--reuse {folder} was computed otherwise than {folders[0]}")
+            found = replace(found, images=compute.same_images(found.images, dict(other.images), folder))
+        return found
+
     def _device(self, kept: Kept | None) -> str:
         asked = str(self.file.settings.get("device", "auto"))
         if kept is None:
@@ -172,7 +197,7 @@ class Study:
         ]
 
     def _collect(self) -> dict[str, Row]:
-        """The results that lie in run folders, round by round: a finished selection makes known what follows it."""
+        """Results in run folders or of other studies, round by round: a finished selection makes known what follows."""
         found: dict[str, Row] = {}
         while True:
             known = self.design.progress({**self.rows, **found}).cells
@@ -180,6 +205,12 @@ class Study:
                 cell.fingerprint: self._row(cell)
                 for cell in known
                 if cell.fingerprint not in found and self.folders.of(cell).result.exists()
+            }
+            taken = {**self.rows, **found, **new}
+            new |= {
+                cell.fingerprint: self.borrowed[cell.fingerprint]
+                for cell in known
+                if cell.fingerprint in self.borrowed and cell.fingerprint not in taken
             }
             if not new:
                 return found
