@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,6 +93,18 @@ def create_parts(name: str, *, image_size: int, channels: int = 3) -> Parts:
         return split(model)
     except ValueError as error:
         raise UserError(f"--backbone {name}: {error}") from None
+
+
+@lru_cache
+def normalises_batches(name: str, image_size: int) -> bool:
+    """Whether the backbone has BatchNorm, as convolutional ones do and ViT and ConvNeXt do not.
+
+    Raises:
+        UserError: As `create`.
+    """
+    with torch.device("meta"):
+        model = create(name, image_size=image_size)
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def feature_width(parts: Parts, *, image_size: int, channels: int) -> int:

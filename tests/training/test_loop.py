@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tailfin import methods
 from tailfin.data.types import Dataset
 from tailfin.errors import UserError
 from tailfin.training import checkpoint
@@ -16,7 +17,7 @@ from tailfin.training.config import Config
 from tailfin.training.folder import RunFolder
 from tailfin.training.judging import Judge
 from tailfin.training.loop import Diverged, Loop, Stopped
-from tailfin.training.setup import prepare
+from tailfin.training.setup import prepare, resolved
 
 Make = Callable[..., Config]
 
@@ -269,3 +270,12 @@ def test_judging_in_between_leaves_the_training_as_it_was(
     run(replace(config, knn_evaluations=0), data, never)
     first, second = (checkpoint.load(path / "checkpoint.safetensors").tensors for path in (often, never))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "convnext_atto", "torchvision:vit_b_16"])
+def test_backbones_without_batch_norm_get_adamw(backbone: str, settings: Make, data: Dataset) -> None:
+    open_ = settings(method="byol", backbone=backbone, optimizer=None, lr=None, image_size=32)
+    found = resolved(open_, methods.load("byol"), data.train, torch.device("cpu"))
+    assert (found.optimizer, found.lr, found.weight_decay) == ("adamw", 1.5e-4, 0.1)
+    with pytest.raises(UserError, match=r"--optimizer lars is not the usual one here \(adamw\)"):
+        resolved(replace(open_, optimizer="lars"), methods.load("byol"), data.train, torch.device("cpu"))

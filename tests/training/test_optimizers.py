@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tailfin.training import optimizers
+from tailfin.training.config import OptimizerName
 
 
 def model() -> nn.Sequential:
@@ -15,7 +16,7 @@ def model() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "lars", "adamw"])
-def test_norms_and_biases_get_no_weight_decay(kind: optimizers.Kind) -> None:
+def test_norms_and_biases_get_no_weight_decay(kind: OptimizerName) -> None:
     net = model()
     optimizer = optimizers.build(kind, [net], lr=0.1, weight_decay=0.5)
     decayed = {id(p) for p in optimizer.param_groups[0]["params"]}

@@ -197,7 +197,7 @@ class Study:
         ]
 
     def _collect(self) -> dict[str, Row]:
-        """Results in run folders or of other studies, round by round: a finished selection makes known what follows."""
+        """Results in run folders or of other studies, round by round: a selection makes known what follows."""
         found: dict[str, Row] = {}
         while True:
             known = self.design.progress({**self.rows, **found}).cells

@@ -18,6 +18,8 @@ FORMAT = 1
 HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes"})
 """Settings that do not change what a run computes."""
 
+OptimizerName = Literal["sgd", "lars", "adamw"]
+
 MONITORS = ("gradient", "probe")
 
 
@@ -68,12 +70,12 @@ class Config:
     """The run folder. Open: a new one under runs/."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    optimizer: Literal["sgd", "lars", "adamw"] | None = None
-    """Open: as published."""
+    optimizer: OptimizerName | None = None
+    """Open: as published; AdamW for backbones without BatchNorm (ViT, ConvNeXt)."""
     lr: float | None = None
-    """Peak learning rate for a batch of 256; it scales with the batch. Open: as published."""
+    """Peak learning rate for a batch of 256; it scales with the batch. Open: as published, or 1.5e-4 there."""
     weight_decay: float | None = None
-    """Not applied to norms and biases. Open: as published."""
+    """Not applied to norms and biases. Open: as published, or 0.1 there."""
     warmup_epochs: float | None = None
     """Linear warm-up of the learning rate. Open: as published, but at most a tenth of the epochs."""
     clip_grad: float | None = None

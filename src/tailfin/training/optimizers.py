@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-Kind = Literal["sgd", "lars", "adamw"]
+from tailfin.training.config import OptimizerName
 
 
 def build(
-    kind: Kind,
+    kind: OptimizerName,
     modules: Iterable[nn.Module],
     *,
     lr: float,

@@ -19,6 +19,7 @@ from tailfin.errors import UserError, unknown
 from tailfin.methods.base import Method, Moment
 from tailfin.momentum import Decay, MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR, Placement
+from tailfin.training import config as settings
 from tailfin.training import progress
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, fastest, find_device
@@ -26,6 +27,10 @@ from tailfin.training.seeds import derive
 from tailfin.views import recipes
 from tailfin.views.augment import Augment
 from tailfin.views.recipes import ViewRecipe
+
+WITHOUT_BATCH_NORM: tuple[settings.OptimizerName, float, float] = ("adamw", 1.5e-4, 0.1)
+"""Optimizer, learning rate at batch 256 and weight decay of backbones such as ViT and ConvNeXt, whatever the method:
+MoCo v3's for ViT (arXiv 2104.02057, section 5). The methods' rows are for ResNets; on ViT LARS collapses."""
 
 
 @dataclass(frozen=True)
@@ -194,34 +199,38 @@ def resolved(config: Config, method_type: type[Method], images: ImageSet, device
     """The settings with what was left open chosen for these images and this device, but precision and memory format.
 
     Raises:
-        UserError: An optimizer that is not the published one without a learning rate.
+        UserError: An optimizer that is not the usual one without a learning rate.
     """
     recipe = method_type.recipe
-    if config.lr is None and config.optimizer not in (None, recipe.optimizer):
-        raise UserError(
-            f"--optimizer {config.optimizer} is not the published one ({recipe.optimizer}), and the published "
-            "learning rate does not fit it: give --lr"
-        )
     height, width = images.images.shape[-2:]
     own = images.aspect is None and max(height, width) <= SMALL_SIDE
     size = config.image_size or (min(height, width) if own else _usual_size(device))
     decay = recipe.decay if config.decay is None else config.decay
     published_end = recipe.decay_end if config.decay is None else decay
     warmup = min(recipe.warmup_epochs, config.epochs / 10)
+    backbone = config.backbone or ("resnet18" if device.type == "cuda" else backbones.NARROW)
+    usual: tuple[settings.OptimizerName, float, float] = (recipe.optimizer, recipe.lr, recipe.weight_decay)
+    if not backbones.normalises_batches(backbone, size):
+        usual = WITHOUT_BATCH_NORM
+    if config.lr is None and config.optimizer not in (None, usual[0]):
+        raise UserError(
+            f"--optimizer {config.optimizer} is not the usual one here ({usual[0]}), whose learning rate does not "
+            "fit it: give --lr"
+        )
     return replace(
         config,
         data=str(Path(config.data).expanduser().resolve()) if Path(config.data).exists() else config.data,
         momentum=recipe.placement if config.momentum == "published" else config.momentum,
         decay=decay,
         decay_end=published_end if config.decay_end is None else config.decay_end,
-        backbone=config.backbone or ("resnet18" if device.type == "cuda" else backbones.NARROW),
+        backbone=backbone,
         image_size=size,
         local_size=_local_size(size)
         if config.local_views and config.local_size is None
         else config.local_size,
-        optimizer=config.optimizer or recipe.optimizer,
-        lr=recipe.lr if config.lr is None else config.lr,
-        weight_decay=recipe.weight_decay if config.weight_decay is None else config.weight_decay,
+        optimizer=config.optimizer or usual[0],
+        lr=usual[1] if config.lr is None else config.lr,
+        weight_decay=usual[2] if config.weight_decay is None else config.weight_decay,
         warmup_epochs=warmup if config.warmup_epochs is None else config.warmup_epochs,
         device=str(device),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tailfin.methods._gap import gap_loss
 from tailfin.methods.base import Moment
+from tailfin.training import config as settings
 from tailfin.training import optimizers
 from tailfin.training.feed import Batch
 from tailfin.training.seeds import derive, generator
@@ -34,7 +35,7 @@ class Step:
         published = config.optimizer == recipe.optimizer
         self.peak = cast(float, config.lr) * config.batch_size / 256
         self.optimizer = optimizers.build(
-            cast(optimizers.Kind, config.optimizer),
+            cast(settings.OptimizerName, config.optimizer),
             (setup.encoder, setup.method),
             lr=self.peak,
             weight_decay=cast(float, config.weight_decay),
