@@ -11,7 +11,8 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,7 +62,7 @@ def main() -> None:
     given = parser.parse_args()
     device = find_device(given.device)
     keep_freed_memory()
-    count = (given.steps + 1) * given.batch_size
+    count = (given.steps + 2) * given.batch_size
     images = load_data(Config(data=given.data, limit=count, image_size=32), device).train.images
     asked = Asked(images, given.data, given.batch_size, given.steps, given.workers, device)
     figures: dict[str, Any] = {}
@@ -71,6 +72,9 @@ def main() -> None:
         for _ in range(given.rounds):
             for name, run in arms.items():
                 rates[name].append(given.steps * given.batch_size / run())
+        for name, arm in arms.items():
+            if isinstance(arm, Ours):
+                print(f"{name} chose {arm.config.precision}, {arm.config.memory_format}")
         base = rates["lightly, its recipe"]
         for name, found in rates.items():
             over = ratio(found, base)
@@ -90,42 +94,48 @@ def arms_of(method: str, asked: Asked) -> dict[str, Callable[[], float]]:
         "lightly, bf16 and channels_last": lambda: lightly(method, asked, fast=True),
     }
     for placement in PLACEMENTS[method]:
-        arms[f"ours, {placement}"] = lambda placement=placement: ours(method, placement, asked)  # type: ignore[misc]
+        arms[f"ours, {placement}"] = Ours(method, placement, asked)
     return arms
 
 
-def ours(method: str, placement: str, asked: Asked) -> float:
-    """The whole loop, monitors and logs included, at its own choices."""
-    config = Config(
-        data=asked.data,
-        method=method,
-        momentum=placement,
-        backbone="resnet18",
-        image_size=32,
-        limit=len(asked.images),
-        batch_size=asked.batch,
-        epochs=1,
-        device=str(asked.device),
-        knn_evaluations=0,
-    )
-    setup = prepare(config, load_data(config, asked.device))
-    marks = []
-    with tempfile.TemporaryDirectory() as folder:
-        loop = Loop(setup, RunFolder(Path(folder)), None)
-        step = loop.train_step
+class Ours:
+    """The whole loop, monitors and logs included, at its own choices, which are made once."""
 
-        def marked(*arguments: Any) -> Tensor:
-            wait(asked.device)
-            marks.append(time.perf_counter())
-            return step(*arguments)
+    def __init__(self, method: str, placement: str, asked: Asked) -> None:
+        self.asked = asked
+        self.config = Config(
+            data=asked.data,
+            method=method,
+            momentum=placement,
+            backbone="resnet18",
+            image_size=32,
+            limit=len(asked.images),
+            batch_size=asked.batch,
+            epochs=1,
+            device=str(asked.device),
+            knn_evaluations=0,
+        )
+        self.data = load_data(self.config, asked.device)
 
-        loop.train_step = marked  # type: ignore[assignment]
-        marked.learning_rate = step.learning_rate  # type: ignore[attr-defined]
-        marked.optimizer = step.optimizer  # type: ignore[attr-defined]
-        loop.run(Silent())
-        wait(asked.device)
-        marks.append(time.perf_counter())
-    return marks[1 + asked.steps] - marks[1]
+    def __call__(self) -> float:
+        """Seconds of `steps` steps after the first; the run's end, which saves it, comes after the clock."""
+        setup = prepare(self.config, self.data)
+        chosen = (setup.config.precision, setup.config.memory_format)
+        self.config = replace(self.config, precision=chosen[0], memory_format=chosen[1])
+        marks = []
+        with tempfile.TemporaryDirectory() as folder:
+            loop = Loop(setup, RunFolder(Path(folder)), None)
+
+            @contextmanager
+            def mark(phase: str) -> Iterator[None]:
+                if phase == "views":
+                    wait(self.asked.device)
+                    marks.append(time.perf_counter())
+                yield
+
+            loop.train_step.phase = mark
+            loop.run(Silent())
+        return marks[1 + self.asked.steps] - marks[1]
 
 
 class Pictures(Dataset[Any]):
