@@ -15,6 +15,11 @@ from tailfin.branch import Branch
 # loss's; torch's own default of 1e-12 multiplies it by 1e12, and one dead sample then drowns the batch.
 NORM_FLOOR = 1e-6
 
+LARGEST_SMALL_IMAGE = 64
+"""Up to this side, in pixels, a method's recipe is the one published for CIFAR."""
+
+WIDE = 512
+"""From so many features of the backbone on (ResNet-18 and wider), heads have their published widths."""
 
 Family = Literal["contrastive", "prediction", "redundancy", "prototypes"]
 
@@ -67,7 +72,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Published defaults of one method at CIFAR size (32 px, ResNet-18 with a 3x3 stem, batch 256).
+    """Published defaults of one method at one size of images.
 
     Attributes:
         optimizer: The optimiser.
@@ -85,6 +90,7 @@ class Recipe:
         warmup_epochs: Linear warm-up before the cosine.
         trust_coefficient: LARS's eta; None for other optimisers.
         clip: Whether LARS caps its local rate at the global one.
+        options: What the constructor takes beside the widths, where its own default is another.
     """
 
     optimizer: Literal["sgd", "lars", "adamw"]
@@ -102,6 +108,7 @@ class Recipe:
     warmup_epochs: int = 10
     trust_coefficient: float | None = None
     clip: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
 class Method(nn.Module):
@@ -113,7 +120,8 @@ class Method(nn.Module):
     Attributes:
         stop_gradient: Whether the method as published never backpropagates through its target branch.
         about: What it is.
-        recipe: Published defaults.
+        recipe: Published defaults at CIFAR size (32 px, ResNet-18 with a 3x3 stem).
+        large: Published defaults at ImageNet size (224 px, ResNet-50 unless it says so); None where none were found.
         hidden: Hidden width of the heads.
         out: Output width of the projector.
         moment: What the next loss is about; None where the loop does not say.
@@ -122,6 +130,7 @@ class Method(nn.Module):
     stop_gradient: bool
     about: ClassVar[About] = About("a method of your own")
     recipe: ClassVar[Recipe]
+    large: ClassVar[Recipe | None] = None
 
     def __init__(self, hidden: int | None = None, out: int | None = None) -> None:
         """Widths default to the published ones; `defaults` suggests some for a narrow backbone.
@@ -137,16 +146,21 @@ class Method(nn.Module):
             raise ValueError(f"head widths hidden={self.hidden}, out={self.out}; both must be 1 or more")
 
     @classmethod
+    def recipe_at(cls, image_size: int) -> Recipe:
+        """The published defaults nearest to images of this side in pixels."""
+        return cls.recipe if cls.large is None or image_size <= LARGEST_SMALL_IMAGE else cls.large
+
+    @classmethod
     def defaults(cls, in_features: int, images: int) -> dict[str, float]:
         """What the constructor takes, by name, and its values for a backbone and a training set of these sizes.
 
-        From 512 features on (ResNet-18 and wider) the published widths. Below that `hidden` is 4 times the
+        From `WIDE` features on the published widths. Below that `hidden` is 4 times the
         features, SimCLR's proportion at ResNet-18, and `out` is 128: a narrow backbone would otherwise cost
         less than its head.
         """
         parameters = signature(cls).parameters.values()
         values = {p.name: p.default for p in parameters}
-        hidden, out = (cls.recipe.hidden, cls.recipe.out) if in_features >= 512 else (4 * in_features, 128)
+        hidden, out = (cls.recipe.hidden, cls.recipe.out) if in_features >= WIDE else (4 * in_features, 128)
         return {**values, "hidden": hidden, "out": out}
 
     def projector(self, in_features: int) -> nn.Module:

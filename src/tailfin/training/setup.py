@@ -16,7 +16,7 @@ from tailfin.data.load import load
 from tailfin.data.store import SMALL_SIDE
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.errors import UserError, unknown
-from tailfin.methods.base import Method, Moment
+from tailfin.methods.base import WIDE, Method, Moment
 from tailfin.momentum import Decay, MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training import config as settings
@@ -112,7 +112,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     config = replace(config, precision=execution.precision, memory_format=execution.memory_format)
     execution.place(encoder)
     method.to(device)
-    views = _views(method_type.recipe.views, config)
+    views = _views(method_type.recipe_at(size).views, config)
     augment = Augment(views, size=size, mean=data.mean, std=data.std)
     local = None
     if config.local_views:
@@ -201,10 +201,10 @@ def resolved(config: Config, method_type: type[Method], images: ImageSet, device
     Raises:
         UserError: An optimizer that is not the usual one without a learning rate.
     """
-    recipe = method_type.recipe
     height, width = images.images.shape[-2:]
     own = images.aspect is None and max(height, width) <= SMALL_SIDE
     size = config.image_size or (min(height, width) if own else _usual_size(device))
+    recipe = method_type.recipe_at(size)
     decay = recipe.decay if config.decay is None else config.decay
     published_end = recipe.decay_end if config.decay is None else decay
     warmup = min(recipe.warmup_epochs, config.epochs / 10)
@@ -257,7 +257,11 @@ def make_method(method_type: type[Method], config: Config, *, features: int, ima
     Raises:
         UserError: An option that the method lacks, or a value that it cannot take.
     """
+    recipe = method_type.recipe_at(config.image_size or 0)
     options: dict[str, Any] = {**method_type.defaults(features, images)}
+    if features >= WIDE:
+        options |= {"hidden": recipe.hidden, "out": recipe.out}
+    options |= recipe.options
     for name, value in config.method_options.items():
         if name not in options:
             raise unknown("method option", name, options, where=f"--method-options of {config.method}")

@@ -30,7 +30,8 @@ class Step:
     def __init__(
         self, setup: Setup, phase: Callable[[str], AbstractContextManager[object]] = nullcontext
     ) -> None:
-        config, recipe = setup.config, setup.method.recipe
+        config = setup.config
+        recipe = setup.method.recipe_at(cast(int, config.image_size))
         self.setup, self.phase = setup, phase
         published = config.optimizer == recipe.optimizer
         self.peak = cast(float, config.lr) * config.batch_size / 256
