@@ -87,7 +87,7 @@ class BarlowTwins(Method):
 
 
 def correlation_loss(one: Tensor, other: Tensor, redundancy: float) -> Tensor:
-    """Distance of the cross-correlation C from the identity (arXiv 2103.03230, equation 1), a float32 scalar.
+    """Distance of the cross-correlation C from the identity (arXiv 2103.03230), a float32 scalar.
 
     sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2. Deviations are divided by the square root of their variance plus
     1e-5, as batch norm does in the authors' code.
