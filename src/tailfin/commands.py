@@ -205,7 +205,9 @@ def evaluate(run: Path, data: str | None, limit: int | None, device: str) -> int
         mean, std = tuple(held.progress["mean"]), tuple(held.progress["std"])
         micro = config.batch_size // config.accumulate
         subjects.append(Subject(encoder, execution, config.image_size or 0, mean, std, micro))
-    found = scores(subjects[0], subjects[1], images.train, images.test, judging_seed(config.seed))
+    found = scores(
+        subjects[0], subjects[1], images.train, images.test, judging_seed(config.seed), pixels=True
+    )
     print(f"{run} after step {held.progress['step']}, judged on {asked.data}: ", end="")
     print(f"{len(images.train)} training images, {len(images.test)} test images")
     _say_scores({name: asdict(each) for name, each in found.items()})

@@ -87,4 +87,4 @@ def rows(
             names = cells.part_names(cell.config.backbone or "resnet10w16", 32)
             seen = {n: fluctuation(cell.config, i) for i, n in enumerate(names)} if fluctuation else None
             price = cost(cell.config) if cost else None
-            found[cell.fingerprint] = table.row(cell, result(cell, linear(cell.config), seen, price), "final")
+            found[cell.fingerprint] = table.row(cell, result(cell, linear(cell.config), seen, price))

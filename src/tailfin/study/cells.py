@@ -54,13 +54,15 @@ class Cell:
 
     Attributes:
         config: Its settings, in one spelling; `data` as the study file names it.
-        fingerprint: Of all settings that matter.
+        fingerprint: Of all settings that matter, and of `selects`.
         name: For people; the run folder's name begins with it.
+        selects: Whether it only helps to choose a setting: test images do not judge it.
     """
 
     config: Config
     fingerprint: str
     name: str
+    selects: bool = False
 
     @property
     def folder(self) -> str:
@@ -165,14 +167,15 @@ def part_names(backbone: str, image_size: int) -> tuple[str, ...]:
     return (*backbones.create_parts(backbone, image_size=image_size).names, PROJECTOR)
 
 
-def fingerprint(config: Config) -> str:
-    """Ten characters that differ where two runs compute something different."""
+def fingerprint(config: Config, *, selects: bool = False) -> str:
+    """Ten characters that differ where two runs compute something different, or one of them only helps to choose."""
     plain = Config()
     values = {
         name: value
         for name, value in settings(config).items()
         if name not in LATER or value != getattr(plain, name)
     }
+    values |= {"selects": True} if selects else {}
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
@@ -222,6 +225,6 @@ def name(config: Config, differing: Collection[str]) -> str:
     return re.sub(r"[^\w.-]", "_", "-".join([*words, f"seed{config.seed}"]))
 
 
-def make(config: Config, differing: Collection[str]) -> Cell:
+def make(config: Config, differing: Collection[str], *, selects: bool = False) -> Cell:
     """The cell of a canonical configuration."""
-    return Cell(config, fingerprint(config), name(config, differing))
+    return Cell(config, fingerprint(config, selects=selects), name(config, differing), selects)

@@ -218,10 +218,8 @@ class Study:
 
     def _row(self, cell: Cell) -> Row:
         folder = self.folders.of(cell)
-        selecting = {each.fingerprint for each in self.design.progress({}).selection}
-        stage = "selection" if cell.fingerprint in selecting else "final"
         try:
-            return table.row(cell, folder.read_result(), stage)
+            return table.row(cell, folder.read_result())
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder.result} is damaged ({error!r}); delete {folder.path} to run the cell again"

@@ -132,7 +132,10 @@ class Design:
         open_arms = set()
         for key, variant in arms.items():
             runs = {
-                value: [self._cell(self._with(replace(variant, seed=seed), value)) for seed in select.seeds]
+                value: [
+                    self._cell(self._with(replace(variant, seed=seed), value), selects=True)
+                    for seed in select.seeds
+                ]
                 for value in select.values
             }
             selection |= {cell.fingerprint: cell for group in runs.values() for cell in group}
@@ -197,8 +200,8 @@ class Design:
         self.notes.append(f"added the controls {', '.join(names)}: {len(added)} cells")
         variants |= added
 
-    def _cell(self, config: Config) -> Cell:
-        return cells.make(config, dict.fromkeys((*self.differing, *self._selected())))
+    def _cell(self, config: Config, *, selects: bool = False) -> Cell:
+        return cells.make(config, dict.fromkeys((*self.differing, *self._selected())), selects=selects)
 
     def _selected(self) -> tuple[str, ...]:
         return (self.study.select.setting,) if self.study.select else ()

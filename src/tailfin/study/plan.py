@@ -31,23 +31,25 @@ def show(
 ) -> None:
     """Print every cell with its state and its time, and the whole with `jobs` side by side."""
     states = [
-        (cell.name, cell.config, "done" if cell.fingerprint in rows else folders.state(cell))
+        (cell.name, cell.config, cell.selects, "done" if cell.fingerprint in rows else folders.state(cell))
         for cell in progress.cells
     ]
     # Whatever the selection will choose, the run takes the same time.
     states += [
-        (f"{cells.name(entry.variant, ())}, {entry.frame}", entry.variant, "to do")
+        (f"{cells.name(entry.variant, ())}, {entry.frame}", entry.variant, False, "to do")
         for entry in progress.entries
         if entry.cell is None
     ]
-    todo = {_speed(config): config for _, config, state in states if state != "done"}
+    todo = {_speed(config): config for _, config, _, state in states if state != "done"}
     told = _measure(todo, locate, jobs, on.device)
     print(f"on {on.device}, {on.precision}, {on.memory_format}")
     print(f"{'cell':<58}{'state':<13}{'time':>14}")
-    for name, config, state in states:
-        time = "" if state == "done" else duration(_seconds(told[_speed(config)]))
+    for name, config, selects, state in states:
+        time = "" if state == "done" else duration(_seconds(told[_speed(config)], selects))
         print(f"{name:<58}{state:<13}{time:>14}")
-    left = [_seconds(told[_speed(config)]) for _, config, state in states if state != "done"]
+    left = [
+        _seconds(told[_speed(config)], selects) for _, config, selects, state in states if state != "done"
+    ]
     if not left:
         print(f"all {len(states)} cells are done")
         return
@@ -82,8 +84,8 @@ def _measure(
     return dict(zip(order, compute.measure(groups, jobs, steps=STEPS, judging=True), strict=True))
 
 
-def _seconds(told: Mapping[str, Any]) -> float:
-    return float(told["training"] + told["judging"])
+def _seconds(told: Mapping[str, Any], selects: bool) -> float:
+    return float(told["training"] + told["validating"] + (0.0 if selects else told["judging"]))
 
 
 def _speed(config: Config) -> str:

@@ -36,7 +36,7 @@ def measure(config: Config, data: Dataset, steps: int, judging: bool) -> dict[st
     """What one run takes.
 
     Returns:
-        `precision` and `memory_format` as chosen; `training` and `judging`, the seconds of the whole run; `memory` in
+        `precision` and `memory_format` as chosen; `training`, `validating` and `judging`, the seconds of the whole run; `memory` in
         bytes, on a GPU of this run, on a CPU the most that this process ever had.
     """
     cuda = config.device.startswith("cuda")
@@ -61,31 +61,36 @@ def measure(config: Config, data: Dataset, steps: int, judging: bool) -> dict[st
         "memory_format": setup.execution.memory_format,
         "memory": memory,
         "training": median(times[WARM_UP:] or times) * setup.total_steps,
+        "validating": _validating(setup) if judging else 0.0,
         "judging": _judging(setup) if judging else 0.0,
     }
 
 
+def _validating(setup: Setup) -> float:
+    """Seconds of all looks during training."""
+    judge = Judge(setup, RunFolder(Path()))
+    if not judge.can_validate:
+        return 0.0
+    start = time.perf_counter()
+    judge.validate()
+    return (time.perf_counter() - start) * min(setup.config.knn_evaluations, setup.config.epochs)
+
+
 def _judging(setup: Setup) -> float:
-    """Seconds of the looks during training and of the final figures, extrapolated from a part of the images."""
+    """Seconds of the final figures, extrapolated from a part of the images."""
     data, config = setup.data, setup.config
-    judge, total = Judge(setup, RunFolder(Path())), 0.0
-    if judge.can_validate:
-        start = time.perf_counter()
-        judge.validate()
-        total += (time.perf_counter() - start) * min(config.knn_evaluations, config.epochs)
     if data.train.labels is None or data.test is None:
-        return total
+        return 0.0
     fresh, _ = build(config, type(setup.method), data.train.images.shape[1], len(data.train), 1)
     setup.execution.place(fresh)
+    judge = Judge(setup, RunFolder(Path()))
     ours = judge.subject
     untrained = Subject(fresh, ours.execution, ours.size, ours.mean, ours.std, ours.batch_size)
     share = min(1.0, JUDGED / (len(data.train) + len(data.test)))
     train, test = _some(data.train, share), _some(data.test, share)
     start = time.perf_counter()
-    scores(ours, untrained, train, test, judge.seed)
-    return total + (time.perf_counter() - start) * (len(data.train) + len(data.test)) / (
-        len(train) + len(test)
-    )
+    scores(ours, untrained, train, test, judge.seed, pixels=False)
+    return (time.perf_counter() - start) * (len(data.train) + len(data.test)) / (len(train) + len(test))
 
 
 def _some(images: ImageSet, share: float) -> ImageSet:

@@ -203,7 +203,9 @@ class Runner:
             threads = int(self.slots[slot].get("OMP_NUM_THREADS", "1"))
             asked = folder.path / "asked.toml"
             location = self.locate.get(cell.config.data, cell.config.data)
-            settings.save(replace(cell.config, data=location, workers=cell.config.workers or threads), asked)
+            judge: Literal["encoder", "nothing"] = "nothing" if cell.selects else "encoder"
+            workers = cell.config.workers or threads
+            settings.save(replace(cell.config, data=location, workers=workers, judge=judge), asked)
             words += ["--config", str(asked), "--out", str(folder.path)]
         errors = folder.path / "stderr.log"
         with (folder.path / "stdout.log").open("ab") as out, errors.open("ab") as err:

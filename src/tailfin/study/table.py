@@ -34,22 +34,23 @@ MEASURED = (
     "momentum_parts",
 )
 FLUCTUATION = "fluctuation"
+SELECTION = "selection"
+"""The stage of runs that only helped to choose a setting."""
 
 
-def row(cell: Cell, result: Mapping[str, Any], stage: str) -> Row:
+def row(cell: Cell, result: Mapping[str, Any]) -> Row:
     """What the table keeps of a finished run.
 
     Args:
         cell: The run's cell.
         result: The content of its result.json.
-        stage: "selection" or "final".
     """
     momentum = result["scores"].get("backbone_momentum") or {}
     untrained = result["untrained"] or {}
     versions = result["versions"]
     found = {
         "fingerprint": cell.fingerprint,
-        "stage": stage,
+        "stage": SELECTION if cell.selects else "final",
         "settings": cells.settings(cell.config),
         "seed": cell.config.seed,
         "knn": result["knn"],
@@ -97,7 +98,7 @@ def read(folder: Path) -> dict[str, Row]:
             settings = json.loads(each["settings"])
             config = cells.from_settings(settings)
             if config is not None:
-                each["fingerprint"] = cells.fingerprint(config)
+                each["fingerprint"] = cells.fingerprint(config, selects=each["stage"] == SELECTION)
             rows[each["fingerprint"]] = {**each, "settings": settings}
     except (ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged or no table of a study: {' '.join(str(error).split())}") from None

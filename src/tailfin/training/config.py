@@ -15,7 +15,7 @@ from tailfin.files import write_atomically
 FORMAT = 1
 """Raised when a setting changes its meaning, so that an old file is refused and not misread."""
 
-HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes"})
+HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes", "judge"})
 """Settings that do not change what a run computes."""
 
 OptimizerName = Literal["sgd", "lars", "adamw"]
@@ -93,6 +93,9 @@ class Config:
     monitors: str = "gradient,probe"
     """What watches stability: gradient (its size at each part's output, every step), probe (gradient, drift, gap and
     collapse on a fixed batch), both, or none."""
+    judge: Literal["all", "encoder", "nothing"] = "all"
+    """What the test images judge at the end: the encoder beside an untrained one and raw pixels (all), without raw
+    pixels (encoder), or nothing."""
     tolerate: float = 0.01
     """Share of images that may be unreadable."""
     workers: int | None = None

@@ -82,9 +82,9 @@ class Subject:
 
 
 def scores(
-    subject: Subject, untrained: Subject, train: ImageSet, test: ImageSet, seed: int
+    subject: Subject, untrained: Subject, train: ImageSet, test: ImageSet, seed: int, *, pixels: bool
 ) -> dict[str, Scores]:
-    """kNN and linear accuracy of each output and weights, beside the untrained encoder and raw pixels."""
+    """kNN and linear accuracy of each output and weights, beside the untrained encoder and, if asked, raw pixels."""
     train_labels, test_labels = _labels(train), _labels(test)
     device = subject.execution.device
 
@@ -97,8 +97,9 @@ def scores(
         for output, one, other in zip(("backbone", "projector"), ours, theirs, strict=True):
             found.append(judge(f"{output}_{weights}", one, other))
     found.append(judge("untrained", untrained.features(train)[0], untrained.features(test)[0]))
-    pixels = (raw_pixels(images, subject.mean, subject.std) for images in (train, test))
-    found.append(judge("raw_pixels", *pixels))
+    if pixels:
+        plain = (raw_pixels(images, subject.mean, subject.std) for images in (train, test))
+        found.append(judge("raw_pixels", *plain))
     return dict(found)
 
 
@@ -145,8 +146,11 @@ class Judge:
         )
         found: dict[str, Scores] = {}
         unjudged = []
-        if train.labels is not None and test is not None:
-            found = scores(self.subject, self._untrained(), train, test, self.seed)
+        asked = setup.config.judge
+        if asked == "nothing":
+            unjudged.append("accuracy of kNN and linear probe: --judge nothing")
+        elif train.labels is not None and test is not None:
+            found = scores(self.subject, self._untrained(), train, test, self.seed, pixels=asked == "all")
         else:
             reason = "the images have no labels" if train.labels is None else "no image could be held out"
             unjudged.append(f"accuracy of kNN and linear probe: {reason}")
@@ -158,7 +162,7 @@ class Judge:
             "knn": found["backbone_online"].knn if found else None,
             "linear": found["backbone_online"].linear if found else None,
             "untrained": asdict(found["untrained"]) if found else None,
-            "raw_pixels": asdict(found["raw_pixels"]) if found else None,
+            "raw_pixels": asdict(found["raw_pixels"]) if "raw_pixels" in found else None,
             "scores": {name: asdict(each) for name, each in found.items()},
             "validation_knn": self._last("knn"),
             "verdict": asdict(self._verdict(train if test is None else test, found, seen.signs)),
