@@ -101,6 +101,18 @@ def mocov2(size: int) -> tuple[ViewRecipe, ViewRecipe]:
     return view, view
 
 
+def ressl(size: int) -> tuple[ViewRecipe, ViewRecipe]:
+    """The strong and the weak view of ReSSL (arXiv 2107.09282), for images of `size` pixels.
+
+    The weak one is cropped and flipped, no more. The strong one is MoCo v2's, as in the authors' code; on small
+    images with the saturation of solo-learn's CIFAR recipe.
+    """
+    strong = mocov2(size)[0]
+    if size <= LARGEST_SMALL_IMAGE:
+        strong = replace(strong, saturation=0.2)
+    return strong, ViewRecipe(scale=strong.scale)
+
+
 def local(view: ViewRecipe, size: int) -> ViewRecipe:
     """`view` as a small crop of `size` pixels: 5 to 40 % of the image (DINO's, arXiv 2104.14294, appendix C)."""
     small = replace(view, scale=(0.05, 0.4), blur=0.0)
