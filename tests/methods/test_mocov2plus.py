@@ -127,3 +127,11 @@ def test_resume_is_bit_exact() -> None:
 def test_impossible_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         MoCoV2Plus(**options)  # type: ignore[arg-type]
+
+
+def test_the_large_recipe_is_for_large_images_and_constructs() -> None:
+    assert MoCoV2Plus.recipe_at(32) is MoCoV2Plus.recipe
+    large = MoCoV2Plus.recipe_at(224)
+    assert large is MoCoV2Plus.large
+    assert large.weight_decay < MoCoV2Plus.recipe.weight_decay
+    MoCoV2Plus(large.hidden, large.out, queue_size=4, **large.options)

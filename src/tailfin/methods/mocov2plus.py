@@ -57,6 +57,20 @@ class MoCoV2Plus(Method):
         batch_norm=False,
         source="solo-learn scripts/pretrain/cifar/mocov2plus.yaml",
     )
+    large = Recipe(
+        optimizer="sgd",
+        lr=0.3,
+        weight_decay=3e-5,
+        views="mocov2",
+        placement="all",
+        decay=0.99,
+        decay_end=0.999,
+        hidden=2048,
+        out=256,
+        batch_norm=False,
+        source="solo-learn scripts/pretrain/imagenet/mocov2plus.yaml, ResNet-50, 400 epochs; its queue is twice as "
+        "long (65536); crops: arXiv 2003.04297's code",
+    )
 
     def __init__(
         self,

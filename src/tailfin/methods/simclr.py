@@ -38,6 +38,22 @@ class SimCLR(Method):
         batch_norm=True,
         source="solo-learn scripts/pretrain/cifar/simclr.yaml; views and head: arXiv 2002.05709; decay: ours",
     )
+    large = Recipe(
+        optimizer="lars",
+        lr=0.3,
+        weight_decay=1e-4,
+        trust_coefficient=0.001,
+        views="simclr",
+        placement="none",
+        decay=0.99,
+        decay_end=0.99,
+        hidden=2048,
+        out=128,
+        batch_norm=True,
+        options={"temperature": 0.1},
+        source="google-research/simclr run.py, lars_optimizer.py and README, ResNet-50 at batch 4096; head of two "
+        "layers: arXiv 2002.05709; decay: ours",
+    )
 
     def __init__(
         self, hidden: int | None = None, out: int | None = None, *, temperature: float = 0.2
