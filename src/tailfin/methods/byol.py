@@ -38,6 +38,20 @@ class BYOL(Method):
         batch_norm=True,
         source="solo-learn scripts/pretrain/cifar/byol.yaml",
     )
+    large = Recipe(
+        optimizer="lars",
+        lr=0.45,
+        weight_decay=1e-6,
+        trust_coefficient=0.001,
+        views="byol",
+        placement="all",
+        decay=0.99,
+        decay_end=1.0,
+        hidden=4096,
+        out=256,
+        batch_norm=True,
+        source="solo-learn scripts/pretrain/imagenet/byol.yaml",
+    )
 
     def __init__(
         self, hidden: int | None = None, out: int | None = None, *, predictor: int = 1, stop_gradient: int = 1

@@ -48,7 +48,22 @@ class DINO(Method):
         hidden=2048,
         out=4096,
         batch_norm=False,
-        source="solo-learn scripts/pretrain/cifar/dino.yaml; temperatures: solo/methods/dino.py",
+        source="solo-learn scripts/pretrain/cifar/dino.yaml; temperatures: solo/methods/dino.py; their warm-up: "
+        "scripts/pretrain/imagenet-100/dino.yaml",
+    )
+    large = Recipe(
+        optimizer="sgd",
+        lr=0.03,
+        weight_decay=1e-4,
+        views="byol",
+        placement="all",
+        decay=0.996,
+        decay_end=1.0,
+        hidden=2048,
+        out=65536,
+        batch_norm=False,
+        options={"teacher_temperature": 0.04, "teacher_epochs": 0.0},
+        source="facebookresearch/dino README and main_dino.py, which add eight small crops",
     )
     centre: Tensor
 

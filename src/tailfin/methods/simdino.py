@@ -39,6 +39,20 @@ class SimDINO(Method):
         source="head, decay and loss: RobinWu218/SimDINO simdino/main_dino.py and README; "
         "optimizer at CIFAR size: ours, DINO's in solo-learn",
     )
+    large = Recipe(
+        optimizer="adamw",
+        lr=5e-4,
+        weight_decay=0.04,
+        views="byol",
+        placement="all",
+        decay=0.996,
+        decay_end=1.0,
+        hidden=2048,
+        out=256,
+        batch_norm=False,
+        source="RobinWu218/SimDINO simdino/main_dino.py and README, for ViT-B/16; they add ten small crops and let "
+        "the weight decay rise to .4",
+    )
 
     def __init__(
         self,
@@ -73,7 +87,7 @@ class SimDINO(Method):
 
 
 def nearness(online: Branch, target: Branch) -> Tensor:
-    """Half the squared distance of unit vectors (arXiv 2502.10385, section 3), a float32 scalar.
+    """Half the squared distance of unit vectors (arXiv 2502.10385), a float32 scalar.
 
     The mean over samples and over every online view with every target view but its own.
 
@@ -89,7 +103,7 @@ def nearness(online: Branch, target: Branch) -> Tensor:
 
 
 def expansion(views: tuple[Tensor, ...], distortion: float) -> Tensor:
-    """Mean over views of gamma times the coding rate (arXiv 2502.10385, section 3), a float32 scalar.
+    """Mean over views of gamma times the coding rate (arXiv 2502.10385), a float32 scalar.
 
     The weight is gamma = (N + P) / (N P), which makes it the size of the distance at any batch and width.
 

@@ -62,6 +62,22 @@ class SwAV(Method):
         source="solo-learn scripts/pretrain/cifar/swav.yaml, but prototypes frozen for one epoch, as in "
         "arXiv 2006.09882, not two; decay: ours",
     )
+    large = Recipe(
+        optimizer="lars",
+        lr=0.6,
+        weight_decay=1e-6,
+        trust_coefficient=0.001,
+        views="simclr",
+        placement="none",
+        decay=0.99,
+        decay_end=0.99,
+        hidden=2048,
+        out=128,
+        batch_norm=True,
+        warmup_epochs=0,
+        options={"queue_epochs": 15.0},
+        source="facebookresearch/swav scripts/swav_200ep_bs256_pretrain.sh, which adds six small crops; decay: ours",
+    )
 
     def __init__(
         self,
