@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tailfin.branch import Branch
 from tailfin.methods.base import Moment
-from tailfin.methods.deepclusterv2 import DeepClusterV2, cluster_prediction, spherical_kmeans
+from tailfin.methods.deepclusterv2 import DeepClusterV2, _sums, cluster_prediction, spherical_kmeans
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
@@ -132,6 +133,43 @@ def test_kmeans_keeps_an_empty_clusters_centroid() -> None:
     centroids, nearest = spherical_kmeans(points, start, 3)
     assert torch.equal(centroids[1], start[1])
     assert nearest.tolist() == [0, 0]
+
+
+@few
+@given(st.integers(0, 20), st.integers(1, 8), seeds)
+def test_sums_are_those_of_a_plain_loop(n: int, k: int, seed: int) -> None:
+    points, labels = draw(seed, n, 3), torch.randint(k, (n,), generator=torch.Generator().manual_seed(seed))
+    want = torch.zeros(k, 3, dtype=torch.float64)
+    for point, label in zip(points.double(), labels.tolist(), strict=True):
+        want[label] += point
+    assert torch.allclose(_sums(points, labels, k).double(), want, atol=1e-5)
+
+
+class Named(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_kmeans_uses_no_operation_that_is_atomic_on_a_gpu() -> None:
+    # Those that torch.use_deterministic_algorithms names and that could sum by label.
+    points = F.normalize(draw(0, 40, 3), dim=1)
+    with Named() as called:
+        spherical_kmeans(points, points[:5], 3)
+    assert "mm" in called.names
+    atomic = ("index_add", "scatter", "index_put", "put_", "bincount", "histc", "cumsum", "index_reduce")
+    assert not [name for name in called.names if name.startswith(atomic)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_kmeans_gives_the_same_bits_each_time_on_cuda() -> None:
+    points = F.normalize(draw(0, 20_000, 16), dim=1).cuda()
+    once, again = (spherical_kmeans(points, points[:50], 10) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
 def test_it_clusters_after_each_epoch_and_no_sooner() -> None:

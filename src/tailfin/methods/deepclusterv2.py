@@ -65,6 +65,20 @@ class DeepClusterV2(Method):
         warmup_epochs=11,
         source="solo-learn scripts/pretrain/cifar/deepclusterv2.yaml; decay: ours",
     )
+    large = Recipe(
+        optimizer="lars",
+        lr=0.3,
+        weight_decay=1e-6,
+        trust_coefficient=0.001,
+        views="simclr",
+        placement="none",
+        decay=0.99,
+        decay_end=0.99,
+        hidden=2048,
+        out=128,
+        batch_norm=True,
+        source="facebookresearch/swav scripts/deepclusterv2_400ep_2x224_pretrain.sh (4.8 at batch 4096); decay: ours",
+    )
     bank: Tensor
     centroids: Tensor
     assignments: Tensor
@@ -182,7 +196,7 @@ class DeepClusterV2(Method):
 def cluster_prediction(
     online: Branch, target: Branch, centroids: Tensor, assignments: Tensor, temperature: float
 ) -> Tensor:
-    """Cross entropy of views with their images' clusters (arXiv 2006.09882, appendix D), a float32 scalar.
+    """Cross entropy of views with their images' clusters (arXiv 2006.09882, equations 8 and 9), a float32 scalar.
 
     The mean over clusterings, online views and samples. A sample without a cluster is compared with the target's
     projections of its batch, in every target view but its own.
@@ -211,9 +225,9 @@ def cluster_prediction(
 
 @torch.no_grad()
 def spherical_kmeans(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """K-means by cosine: unit centroids [K, P] and each point's nearest, int64 [N].
+    """K-means by cosine (arXiv 2006.09882, equation 11): unit centroids [K, P] and each point's nearest, int64 [N].
 
-    An empty cluster keeps its centroid.
+    An empty cluster keeps its centroid. The same points and start give the same bits each time, on CUDA too.
 
     Args:
         points: Unit vectors [N, P].
@@ -222,12 +236,20 @@ def spherical_kmeans(points: Tensor, centroids: Tensor, iterations: int) -> tupl
     """
     with full_precision(points):
         for _ in range(iterations):
-            nearest = _nearest(points, centroids)
-            sums = torch.zeros_like(centroids).index_add_(0, nearest, points)
+            sums = _sums(points, _nearest(points, centroids), len(centroids))
             # Where opposite points cancel there is no direction to go.
             moved = sums.norm(dim=1, keepdim=True) > 1e-6
             centroids = torch.where(moved, unit(sums), centroids)
         return centroids, _nearest(points, centroids)
+
+
+def _sums(points: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The sum of the points of each of `count` labels, [count, P]."""
+    # Sorted, every label's points are one segment, summed in their order. `index_add_` is atomic on CUDA: its sums
+    # differ in their last bits from run to run, and with them the nearest centroid of points between two.
+    labels, order = labels.sort(stable=True)
+    bounds = torch.searchsorted(labels, torch.arange(count + 1, device=labels.device))
+    return torch.segment_reduce(points[order], "sum", lengths=bounds.diff(), axis=0, initial=0.0)
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
