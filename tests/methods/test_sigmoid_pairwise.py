@@ -50,8 +50,9 @@ def test_loss_is_the_formula(views: int, n: int, p: int, scale: float, bias: flo
     assert got == pytest.approx(sum(terms) / len(terms), rel=1e-4, abs=1e-5)
 
 
-def test_it_starts_as_published() -> None:
-    method = SigmoidPairwise()
+def test_it_can_start_as_siglip_does() -> None:
+    method = SigmoidPairwise(scale=10, bias=-10, learn_scale=1)
+    assert method.log_scale.requires_grad
     assert method.log_scale.item() == pytest.approx(math.log(10))
     assert method.bias.item() == -10
     # Orthogonal images that are alike in both views: the positives are even odds, the negatives settled.
@@ -96,7 +97,7 @@ def test_scale_and_bias_learn_at_their_pace_and_the_views_at_full(pace: float) -
     views, full = draw(0, 2, 6, 4), draw(0, 2, 6, 4)
     views.requires_grad_()
     full.requires_grad_()
-    method = SigmoidPairwise(pace=pace)
+    method = SigmoidPairwise(scale=10, bias=-10, pace=pace, learn_scale=1)
     method.loss(branch(views), branch(views)).backward()
     log_scale = torch.tensor(math.log(10), requires_grad=True)
     bias = torch.tensor(-10.0, requires_grad=True)
@@ -109,8 +110,8 @@ def test_scale_and_bias_learn_at_their_pace_and_the_views_at_full(pace: float) -
         assert own.grad.item() == pytest.approx(pace * want.grad.item(), rel=1e-4)
 
 
-def test_a_kept_scale_is_no_parameter_to_train() -> None:
-    method = SigmoidPairwise(learn_scale=0)
+def test_the_scale_is_kept_unless_asked_for() -> None:
+    method = SigmoidPairwise()
     method.loss(branch(draw(0, 2, 6, 4)), branch(draw(1, 2, 6, 4))).backward()
     assert method.log_scale.grad is None
     assert method.bias.grad is not None
