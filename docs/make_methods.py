@@ -4,7 +4,7 @@ from pathlib import Path
 from textwrap import fill
 
 from tailfin import methods
-from tailfin.methods.base import Method
+from tailfin.methods.base import Method, Recipe
 
 PAGE = Path(__file__).with_name("methods.md")
 FIRST = (
@@ -32,20 +32,14 @@ def made(page: str) -> str:
 
 def section(name: str, method: type[Method]) -> list[str]:
     """The lines on one method."""
-    about, recipe = method.about, method.recipe
-    decay = "" if recipe.placement == "none" else f", decay {recipe.decay:g} to {recipe.decay_end:g}"
-    rows = [
-        ("optimizer", f"{recipe.optimizer}, lr {recipe.lr:g} at 256, weight decay {recipe.weight_decay:g}"),
-        ("momentum", recipe.placement + decay),
-        ("heads", f"hidden {recipe.hidden}, out {recipe.out}{', batch norm' if recipe.batch_norm else ''}"),
-        ("views", recipe.views),
-        ("recipe from", recipe.source),
-    ]
+    about, recipes = method.about, [method.recipe, *([method.large] if method.large else [])]
+    columns = [recipe_rows(recipe) for recipe in recipes]
+    facts = []
     if about.needs:
-        rows.append(("needs", ", ".join(about.needs)))
+        facts.append(f"Needs {', '.join(about.needs)}.")
     if about.expected:
         figures = ", ".join(f"{data} {value:g} %" for data, value in about.expected.items())
-        rows.append(("linear accuracy elsewhere", f"{figures} ({about.expected_source})"))
+        facts.append(f"Linear accuracy elsewhere: {figures} ({about.expected_source}).")
     return [
         "",
         f"### {about.title}",
@@ -56,10 +50,24 @@ def section(name: str, method: type[Method]) -> list[str]:
         "",
         f"$${about.equation}$$",
         "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in rows),
+        "| | 32 px | 224 px |" if method.large else "| | |",
+        "|---" * (1 + len(columns)) + "|",
+        *("| " + " | ".join((key, *(column[key] for column in columns))) + " |" for key in columns[0]),
+        *(["", fill(" ".join(facts), 118)] if facts else []),
     ]
+
+
+def recipe_rows(recipe: Recipe) -> dict[str, str]:
+    """One recipe in words."""
+    decay = "" if recipe.placement == "none" else f", decay {recipe.decay:g} to {recipe.decay_end:g}"
+    options = "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in recipe.options.items())
+    return {
+        "optimizer": f"{recipe.optimizer}, lr {recipe.lr:g} at 256, weight decay {recipe.weight_decay:g}",
+        "momentum": recipe.placement + decay,
+        "heads": f"hidden {recipe.hidden}, out {recipe.out}{', batch norm' if recipe.batch_norm else ''}{options}",
+        "views": recipe.views,
+        "recipe from": recipe.source,
+    }
 
 
 if __name__ == "__main__":

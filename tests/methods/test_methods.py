@@ -59,11 +59,24 @@ def test_projector_has_the_widths_and_the_normalisation_of_its_recipe(name: str)
 
 
 @every
-def test_recipe_is_coherent(name: str) -> None:
+def test_large_images_bring_their_own_recipe(name: str) -> None:
     cls = methods.load(name)
-    recipe = cls.recipe
+    large = cls.large or cls.recipe
+    assert cls.recipe_at(64) is cls.recipe
+    assert cls.recipe_at(65) is large
+    small, wide = (cls.defaults(512, 1_000_000, size) for size in (32, 224))
+    assert small.keys() == wide.keys()
+    assert wide.items() >= {"hidden": large.hidden, "out": large.out, **large.options}.items()
+
+
+@every
+@pytest.mark.parametrize("size", [32, 224])
+def test_recipe_is_coherent(name: str, size: int) -> None:
+    cls = methods.load(name)
+    recipe = cls.recipe_at(size)
     assert (recipe.trust_coefficient is not None) == (recipe.optimizer == "lars")
-    assert cls.stop_gradient or recipe.placement == "none"
+    # At CIFAR's size; MMCR, whose two branches both have gradients there, has a momentum target at ImageNet's.
+    assert size > 64 or cls.stop_gradient or recipe.placement == "none"
     assert 0 < recipe.decay <= recipe.decay_end <= 1
 
 

@@ -36,12 +36,12 @@ class NeighbourMethod(Method):
         self.support = Ring(1, queue_size, self.out)
 
     @classmethod
-    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
+    def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
         """As in `Method`; below CIFAR's 50,000 images the support set shrinks with them.
 
         It then holds projections as old, in epochs, as the published one, which lasts for more than an epoch.
         """
-        values = super().defaults(in_features, images)
+        values = super().defaults(in_features, images, image_size)
         published = int(values["queue_size"])
         scaled = published * min(images, CIFAR_IMAGES) // CIFAR_IMAGES
         return {**values, "queue_size": max(cls.neighbours, scaled)}

@@ -151,17 +151,22 @@ class Method(nn.Module):
         return cls.recipe if cls.large is None or image_size <= LARGEST_SMALL_IMAGE else cls.large
 
     @classmethod
-    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
-        """What the constructor takes, by name, and its values for a backbone and a training set of these sizes.
+    def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
+        """What the constructor takes, by name, and its values for a backbone and a training set.
 
-        From `WIDE` features on the published widths. Below that `hidden` is 4 times the
-        features, SimCLR's proportion at ResNet-18, and `out` is 128: a narrow backbone would otherwise cost
-        less than its head.
+        From `WIDE` features on the published widths. Below that `hidden` is 4 times the features, SimCLR's
+        proportion at ResNet-18, and `out` is 128: a narrow backbone would otherwise cost less than its head.
+
+        Args:
+            in_features: Of the backbone.
+            images: Size of the training set.
+            image_size: Side of the images in pixels, which `recipe_at` goes by.
         """
+        recipe = cls.recipe_at(image_size)
         parameters = signature(cls).parameters.values()
         values = {p.name: p.default for p in parameters}
-        hidden, out = (cls.recipe.hidden, cls.recipe.out) if in_features >= WIDE else (4 * in_features, 128)
-        return {**values, "hidden": hidden, "out": out}
+        hidden, out = (recipe.hidden, recipe.out) if in_features >= WIDE else (4 * in_features, 128)
+        return {**values, **recipe.options, "hidden": hidden, "out": out}
 
     def projector(self, in_features: int) -> nn.Module:
         """A new projector, [N, in_features] -> [N, out]."""

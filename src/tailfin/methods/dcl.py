@@ -45,6 +45,7 @@ class DCL(Method):
         optimizer="lars",
         lr=1.2,
         weight_decay=1e-6,
+        trust_coefficient=0.001,
         views="simclr",
         placement="none",
         decay=0.99,

@@ -126,9 +126,9 @@ class DeepClusterV2(Method):
         self._due = False
 
     @classmethod
-    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
+    def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
         """3000 centroids from 512 features on, 512 below; 12 images each at least."""
-        values = super().defaults(in_features, images)
+        values = super().defaults(in_features, images, image_size)
         prototypes = int(values["prototypes"]) if in_features >= 512 else 512
         return {**values, "images": images, "prototypes": affordable(prototypes, images)}
 

@@ -119,13 +119,13 @@ class DINO(Method):
         self._pending: tuple[Tensor, int] | None = None
 
     @classmethod
-    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
-        """4096 prototypes from 512 features on, 1024 and half the bottleneck below; 12 images each at least."""
+    def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
+        """As published from 512 features on; below 1024 prototypes, half the bottleneck. 12 images each at least."""
         wide = in_features >= 512
-        values = super().defaults(in_features, images)
+        values = super().defaults(in_features, images, image_size)
         return {
             **values,
-            "out": affordable(cls.recipe.out if wide else 1024, images),
+            "out": affordable(int(values["out"]) if wide else 1024, images),
             "bottleneck": values["bottleneck"] if wide else 128,
         }
 

@@ -92,14 +92,14 @@ class MoCoV2Plus(Method):
         self.queue = Ring(2, queue_size, self.out)
 
     @classmethod
-    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
+    def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
         """As in `Method`; the queue is the published one where the images are 50,000, as CIFAR's.
 
         It is the largest power of two within two thirds of the images: a queue longer than an epoch would hold
         keys of the batch's own images.
         """
         largest = 2 ** ((2 * images // 3).bit_length() - 1) if images > 1 else 1
-        values = super().defaults(in_features, images)
+        values = super().defaults(in_features, images, image_size)
         return {**values, "queue_size": min(int(values["queue_size"]), largest)}
 
     def loss(self, online: Branch, target: Branch) -> Tensor:

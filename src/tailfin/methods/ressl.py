@@ -90,12 +90,12 @@ class ReSSL(Method):
         self.queue = Ring(1, queue_size, self.out)
 
     @classmethod
-    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
+    def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
         """As in `Method`; below CIFAR's 50,000 images the queue shrinks with them.
 
         It then reaches as far back, in epochs, as the published one.
         """
-        values = super().defaults(in_features, images)
+        values = super().defaults(in_features, images, image_size)
         published = int(values["queue_size"])
         return {**values, "queue_size": max(1, published * min(images, CIFAR_IMAGES) // CIFAR_IMAGES)}
 

@@ -128,12 +128,12 @@ class SwAV(Method):
         self.queue = Ring(2, queue_size, self.out) if queue_size else None
 
     @classmethod
-    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
+    def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
         """3000 prototypes from 512 features on, 512 below; 12 images each at least.
 
         The queue holds an eighth of the images at most, 3840 from 30,720 images on.
         """
-        values = super().defaults(in_features, images)
+        values = super().defaults(in_features, images, image_size)
         prototypes = int(values["prototypes"]) if in_features >= 512 else 512
         return {
             **values,

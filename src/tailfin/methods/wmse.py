@@ -82,9 +82,9 @@ class WMSE(Method):
         self.shrinkage = shrinkage
 
     @classmethod
-    def defaults(cls, in_features: int, images: int) -> dict[str, float]:
+    def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
         """As in `Method`, but with the published output: a sub-batch of 128 whitens no 128 features."""
-        return {**super().defaults(in_features, images), "out": cls.recipe.out}
+        return {**super().defaults(in_features, images, image_size), "out": cls.recipe_at(image_size).out}
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """Squared distance of whitened unit vectors, the mean over pairs of views."""

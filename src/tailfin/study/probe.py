@@ -36,8 +36,8 @@ def measure(config: Config, data: Dataset, steps: int, judging: bool) -> dict[st
     """What one run takes.
 
     Returns:
-        `precision` and `memory_format` as chosen; `training`, `validating` and `judging`, the seconds of the whole run; `memory` in
-        bytes, on a GPU of this run, on a CPU the most that this process ever had.
+        `precision` and `memory_format` as chosen; `training`, `validating` and `judging`, the seconds of the whole
+        run; `memory` in bytes, on a GPU of this run, on a CPU the most that this process ever had.
     """
     cuda = config.device.startswith("cuda")
     if cuda:

@@ -16,7 +16,7 @@ from tailfin.data.load import load
 from tailfin.data.store import SMALL_SIDE
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.errors import UserError, unknown
-from tailfin.methods.base import WIDE, Method, Moment
+from tailfin.methods.base import Method, Moment
 from tailfin.momentum import Decay, MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training import config as settings
@@ -257,11 +257,7 @@ def make_method(method_type: type[Method], config: Config, *, features: int, ima
     Raises:
         UserError: An option that the method lacks, or a value that it cannot take.
     """
-    recipe = method_type.recipe_at(config.image_size or 0)
-    options: dict[str, Any] = {**method_type.defaults(features, images)}
-    if features >= WIDE:
-        options |= {"hidden": recipe.hidden, "out": recipe.out}
-    options |= recipe.options
+    options: dict[str, Any] = {**method_type.defaults(features, images, config.image_size or 32)}
     for name, value in config.method_options.items():
         if name not in options:
             raise unknown("method option", name, options, where=f"--method-options of {config.method}")
