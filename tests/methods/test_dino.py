@@ -175,6 +175,8 @@ def test_defaults_follow_backbone_and_images() -> None:
     assert DINO.defaults(64, 50_000).items() >= {"hidden": 256, "out": 1024, "bottleneck": 128}.items()
     assert DINO.defaults(512, 1200)["out"] == 100
     assert DINO.defaults(512, 3)["out"] == 2
+    assert DINO.defaults(2048, 1_281_167, 224).items() >= {"out": 65536, "teacher_epochs": 0.0}.items()
+    assert DINO.defaults(2048, 120_000, 224)["out"] == 10_000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
