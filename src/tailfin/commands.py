@@ -84,7 +84,8 @@ def check(config: Config) -> None:
     find_device(config.device)
     name = config.backbone or backbones.NARROW
     parts = backbones.create_parts(name, image_size=config.image_size or 64)
-    text = method.recipe.placement if config.momentum in ("published", AUTO) else config.momentum
+    recipe = method.recipe_at(config.image_size or 64)
+    text = recipe.placement if config.momentum in ("published", AUTO) else config.momentum
     placement = Placement.parse(text, (*parts.names, PROJECTOR))
     if config.through and not 0 < placement.fork < len(placement.names):
         raise UserError(

@@ -188,7 +188,7 @@ def test_it_clusters_after_each_epoch_and_no_sooner() -> None:
     assert not torch.equal(held[1], method.centroids)
 
 
-def test_a_last_step_that_is_not_taken_only_puts_clustering_off() -> None:
+def test_a_last_step_that_is_not_taken_leaves_the_clusters_for_another_epoch() -> None:
     method = small()
     take(method, 0, [0, 1, 2, 3], draw(0, 2, 4, 4))
     take(method, 1, [4, 5, 6, 7], draw(1, 2, 4, 4))
@@ -196,6 +196,8 @@ def test_a_last_step_that_is_not_taken_only_puts_clustering_off() -> None:
     assert int(method.assignments.max()) == -1
     assert not method.bank[:, 8:].any()
     take(method, 3, [0, 1, 2, 3], draw(3, 2, 4, 4))
+    assert int(method.assignments.max()) == -1
+    take(method, 5, [0, 1, 2, 3], draw(3, 2, 4, 4))
     assert (method.assignments >= 0).any(dim=0).tolist() == [True] * 8 + [False] * 4
 
 

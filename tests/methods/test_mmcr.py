@@ -41,14 +41,8 @@ def slow_norm(rows: list[list[float]]) -> float:
 def slow(online: Tensor, target: Tensor, local: float) -> float:
     first, second = units(online), units(target)
     n, p = online.shape[1:]
-    centres = [
-        [
-            sum(view[k][c] for view in first) / len(first) / 2
-            + sum(view[k][c] for view in second) / len(second) / 2
-            for c in range(p)
-        ]
-        for k in range(n)
-    ]
+    both = [*first, *second]
+    centres = [[sum(view[k][c] for view in both) / len(both) for c in range(p)] for k in range(n)]
     return -slow_norm(centres) + local * sum(slow_norm([view[k] for view in first]) for k in range(n)) / n
 
 

@@ -156,7 +156,7 @@ def test_the_place_of_the_images_is_no_part_of_a_cell_but_their_content_is(
     for name, content in (("one", b"1"), ("two", b"1"), ("three", b"12")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(content)
-    text = SETTINGS + 'data = "photos"\n' + GRID
+    text = SETTINGS + 'data = "photos"\nimage_size = 32\n' + GRID
     code, _, err = tailfin("study", write(tmp_path, text))
     assert (code, "no data at 'photos', which the study calls 'photos'" in err) == (2, True)
     assert not (tmp_path / "results").exists()
@@ -222,7 +222,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 REAL = (
-    '[settings]\ndata = "photos"\nbackbone = "resnet10w2"\nbatch_size = 8\nepochs = 6\noptimizer = "sgd"\nlr = 0.5\n'
+    '[settings]\ndata = "photos"\nimage_size = 16\nbackbone = "resnet10w2"\nbatch_size = 8\nepochs = 6\n'
+    'optimizer = "sgd"\nlr = 0.5\n'
     'device = "cpu"\nmethod_options = { hidden = 16, out = 8 }\ncheckpoint_minutes = 0.002\nknn_evaluations = 1\n'
 )
 FIXED = 'precision = "fp32"\nmemory_format = "contiguous"\n'

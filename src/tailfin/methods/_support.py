@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tailfin.branch import Branch
 from tailfin.methods._ring import Ring
@@ -80,8 +80,3 @@ def nearest(vectors: Tensor, support: Ring, count: int) -> Tensor:
         empty = torch.zeros(len(rows), device=own.device).masked_fill(~support.filled(), -torch.inf)
         cosine, places = torch.addmm(empty, own, rows.T).topk(count)
         return torch.where((cosine > -torch.inf)[..., None], rows[places], own[:, None])
-
-
-def predict(head: nn.Module, rows: Tensor) -> Tensor:
-    """`head` of the rows, which are brought to its dtype."""
-    return head(rows.to(next(head.parameters()).dtype))  # type: ignore[no-any-return]

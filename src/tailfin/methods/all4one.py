@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
-from tailfin.methods._support import NeighbourMethod, predict
+from tailfin.methods._support import NeighbourMethod
 from tailfin.methods.base import (
     About,
     Recipe,
@@ -15,6 +15,7 @@ from tailfin.methods.base import (
     full_precision,
     mlp,
     pairs,
+    predict,
     two_views,
     unit,
 )

@@ -118,7 +118,8 @@ class Method(nn.Module):
     so it is built here and owned elsewhere. A method never asks where its target comes from.
 
     Attributes:
-        stop_gradient: Whether the method as published never backpropagates through its target branch.
+        stop_gradient: Whether the method as published never backpropagates through its target branch. The loop sees
+            to it, by a placement `stopgrad` instead of `none`.
         about: What it is.
         recipe: Published defaults at CIFAR size (32 px, ResNet-18 with a 3x3 stem).
         large: Published defaults at ImageNet size (224 px, ResNet-50 unless it says so); None where none were found.
@@ -200,6 +201,11 @@ def mlp(in_features: int, hidden: int, out: int, *, batch_norm: bool) -> nn.Sequ
     """Linear, (batch norm,) ReLU, linear: [N, in_features] -> [N, out]."""
     norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
     return nn.Sequential(nn.Linear(in_features, hidden), *norm, nn.ReLU(), nn.Linear(hidden, out))
+
+
+def predict(head: nn.Module, rows: Tensor) -> Tensor:
+    """`head` of the rows, which are brought to its dtype; a head without parameters takes them as they are."""
+    return head(rows.to(next(head.parameters(), rows).dtype))  # type: ignore[no-any-return]
 
 
 def two_views(views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
-from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, full_precision, mlp, pairs
+from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, crossings, full_precision, mlp, predict
 
 
 class BYOL(Method):
@@ -71,11 +71,12 @@ class BYOL(Method):
 
         With further online views it is the mean over pairs, times two.
         """
-        return 2 * torch.stack([self._regress(one, other) for one, other in pairs(online, target)]).mean()
-
-    def _regress(self, projection: Tensor, target: Tensor) -> Tensor:
-        weight = next(self.predictor.parameters(), projection)
-        return cosine_regression(self.predictor(projection.to(weight.dtype)), target)
+        found = crossings(online, target)
+        predictions = [predict(self.predictor, projection) for projection in online.projections]
+        return (
+            2
+            * torch.stack([cosine_regression(predictions[i], target.projections[j]) for i, j in found]).mean()
+        )
 
 
 def cosine_regression(prediction: Tensor, target: Tensor) -> Tensor:

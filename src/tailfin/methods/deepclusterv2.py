@@ -7,6 +7,7 @@ from torch import Tensor
 from tailfin.branch import Branch
 from tailfin.methods._heads import affordable
 from tailfin.methods.base import (
+    WIDE,
     About,
     Method,
     Recipe,
@@ -48,6 +49,8 @@ class DeepClusterV2(Method):
         "make the labels less arbitrary.",
         equation=r"-\log \frac{\exp(\cos(z, c_{y}) / \tau)}{\sum_k \exp(\cos(z, c_k) / \tau)}, \quad "
         r"y = \arg\max_k \cos(z', c_k)",
+        expected={"CIFAR-10": 88.85, "CIFAR-100": 63.61},
+        expected_source="solo-learn, ResNet-18, 1000 epochs",
     )
     recipe = Recipe(
         optimizer="lars",
@@ -123,13 +126,12 @@ class DeepClusterV2(Method):
         self.register_buffer("centroids", torch.zeros(heads, prototypes, self.out))
         self.register_buffer("assignments", torch.full((heads, images), -1))
         self._pending: list[tuple[Tensor, Tensor]] = []
-        self._due = False
 
     @classmethod
     def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
         """3000 centroids from 512 features on, 512 below; 12 images each at least."""
         values = super().defaults(in_features, images, image_size)
-        prototypes = int(values["prototypes"]) if in_features >= 512 else 512
+        prototypes = int(values["prototypes"]) if in_features >= WIDE else 512
         return {**values, "images": images, "prototypes": affordable(prototypes, images)}
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
@@ -161,19 +163,15 @@ class DeepClusterV2(Method):
     def after_step(self, taken: bool = True) -> None:
         """Write all micro-batches since the last call into the bank; after an epoch's last step, cluster it.
 
-        Where that step was not taken, the next one that is clusters.
+        Where that step was not taken, the clusters stay for another epoch.
         """
         pending, self._pending = self._pending, []
         moment = self.moment
-        if not pending or moment is None:
-            return
-        self._due |= (moment.step + 1) % max(1, moment.steps_per_epoch) == 0
-        if not taken:
+        if not taken or not pending or moment is None:
             return
         for places, views in pending:
             self.bank.index_copy_(1, places, views.to(self.bank.dtype))
-        if self._due:
-            self._due = False
+        if (moment.step + 1) % max(1, moment.steps_per_epoch) == 0:
             self._cluster()
 
     def _cluster(self) -> None:
@@ -235,6 +233,7 @@ def spherical_kmeans(points: Tensor, centroids: Tensor, iterations: int) -> tupl
         iterations: Of assigning and averaging; the points are assigned once more at the end.
     """
     with full_precision(points):
+        points, centroids = points.float(), centroids.float()
         for _ in range(iterations):
             sums = _sums(points, _nearest(points, centroids), len(centroids))
             # Where opposite points cancel there is no direction to go.

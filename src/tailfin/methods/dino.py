@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tailfin.branch import Branch
 from tailfin.methods._heads import Cosines, affordable, gelu_mlp
-from tailfin.methods.base import About, Method, Recipe, check_temperature, crossings, full_precision
+from tailfin.methods.base import WIDE, About, Method, Recipe, check_temperature, crossings, full_precision
 
 LONGEST_WARMUP = 0.3
 """Share of a run that the teacher's warm-up may take: that of the authors' recipe for 100 epochs."""
@@ -121,7 +121,7 @@ class DINO(Method):
     @classmethod
     def defaults(cls, in_features: int, images: int, image_size: int = 32) -> dict[str, float]:
         """As published from 512 features on; below 1024 prototypes, half the bottleneck. 12 images each at least."""
-        wide = in_features >= 512
+        wide = in_features >= WIDE
         values = super().defaults(in_features, images, image_size)
         return {
             **values,
@@ -160,7 +160,7 @@ class DINO(Method):
         pending, self._pending = self._pending, None
         if taken and pending is not None:
             total, count = pending
-            self.centre.lerp_(total / count, 1 - self.centring_momentum)
+            self.centre.lerp_((total / count).to(self.centre.dtype), 1 - self.centring_momentum)
 
 
 def distillation(

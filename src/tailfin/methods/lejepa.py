@@ -5,18 +5,14 @@ from torch import Tensor, nn
 
 from tailfin.branch import Branch
 from tailfin.methods.barlow_twins import three_layers
-from tailfin.methods.base import About, Method, Moment, Recipe, crossings, full_precision, unit
+from tailfin.methods.base import About, Method, Recipe, crossings, full_precision, unit
 
 REACH = 3.0
 """The statistic compares characteristic functions on [-REACH, REACH]."""
 
 
 class LeJEPA(Method):
-    """LeJEPA with SIGReg; with a momentum target, the centre is that of the target's views.
-
-    The directions of a step hang on its number alone, so that a resumed run draws the same; where the loop does
-    not say the number, they come from torch's own generator.
-    """
+    """LeJEPA with SIGReg; with a momentum target, the centre is that of the target's views."""
 
     stop_gradient = False
     about = About(
@@ -95,7 +91,7 @@ class LeJEPA(Method):
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """The distance to the centre and SIGReg, weighted; the mean over the online views."""
         crossings(online, target)
-        directions = draw(online.projections[0], self.directions, self.moment)
+        directions = draw(online.projections[0], self.directions)
         with full_precision(directions):
             centre = torch.stack(target.projections).float().mean(dim=0)
             weight = self.regularisation
@@ -126,13 +122,9 @@ def lejepa_loss(
         return (1 - regularisation) * distance + regularisation * epps_pulley(view @ directions, knots).mean()
 
 
-def draw(like: Tensor, count: int, moment: Moment | None) -> Tensor:
-    """Random unit columns, float32 [P, count], for projections `like` of [N, P]."""
-    generator = None
-    if moment is not None:
-        generator = torch.Generator(like.device).manual_seed(moment.step)
-    directions = torch.randn(count, like.shape[1], device=like.device, generator=generator)
-    return unit(directions).T
+def draw(like: Tensor, count: int) -> Tensor:
+    """Random unit columns, float32 [P, count], for projections `like` of [N, P]; from torch's own generator."""
+    return unit(torch.randn(count, like.shape[1], device=like.device)).T
 
 
 def epps_pulley(samples: Tensor, knots: int) -> Tensor:

@@ -86,8 +86,8 @@ class MMCR(Method):
 def mmcr_loss(online: Tensor, target: Tensor, local: float) -> Tensor:
     """-|C|_* + lambda 1/N sum_n |Z_n|_* (arXiv 2303.03307), a float32 scalar.
 
-    A row of C is the mean of an image's unit projections, the online ones counting half and the target's half; the
-    rows of Z_n are its online ones.
+    A row of C is the mean of an image's unit projections of both branches, each counting once: half and half where
+    both have all views, as in the authors' code. The rows of Z_n are its online ones.
 
     Args:
         online: Projections [V, N, P].
@@ -96,7 +96,7 @@ def mmcr_loss(online: Tensor, target: Tensor, local: float) -> Tensor:
     """
     with full_precision(online):
         views, others = (torch.stack([unit(view) for view in of], dim=1) for of in (online, target))
-        loss = -nuclear_norm((views.mean(dim=1) + others.mean(dim=1)) / 2)
+        loss = -nuclear_norm(torch.cat((views, others), dim=1).mean(dim=1))
         if local > 0:
             loss = loss + local * nuclear_norm(views) / len(views)
         return loss

@@ -12,6 +12,7 @@ from tailfin.methods.base import (
     check_temperature,
     crossings,
     full_precision,
+    predict,
     unit,
 )
 
@@ -85,8 +86,7 @@ class MoCoV3(Method):
         """`batch_nce` summed over both directions; with further online views the mean over pairs, times two."""
         found = crossings(online, target)
         # Once a view: each pass moves the running statistics of the predictor's batch norm.
-        dtype = next(self.predictor.parameters()).dtype
-        predictions = [self.predictor(projection.to(dtype)) for projection in online.projections]
+        predictions = [predict(self.predictor, projection) for projection in online.projections]
         losses = [batch_nce(predictions[i], target.projections[j], self.temperature) for i, j in found]
         return 2 * torch.stack(losses).mean()
 

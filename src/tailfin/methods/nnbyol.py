@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from tailfin.branch import Branch
-from tailfin.methods._support import NeighbourMethod, predict
-from tailfin.methods.base import About, Recipe, crossings, mlp
+from tailfin.methods._support import NeighbourMethod
+from tailfin.methods.base import About, Recipe, crossings, mlp, predict
 from tailfin.methods.byol import cosine_regression
 
 

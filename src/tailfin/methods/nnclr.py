@@ -7,8 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
-from tailfin.methods._support import NeighbourMethod, predict
-from tailfin.methods.base import About, Recipe, check_temperature, crossings, full_precision, mlp, unit
+from tailfin.methods._support import NeighbourMethod
+from tailfin.methods.base import (
+    About,
+    Recipe,
+    check_temperature,
+    crossings,
+    full_precision,
+    mlp,
+    predict,
+    unit,
+)
 from tailfin.methods.simsiam import normalised_mlp
 
 

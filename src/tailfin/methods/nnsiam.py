@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
-from tailfin.methods._support import NeighbourMethod, predict
-from tailfin.methods.base import About, Recipe, crossings, mlp
+from tailfin.methods._support import NeighbourMethod
+from tailfin.methods.base import About, Recipe, crossings, mlp, predict
 from tailfin.methods.simsiam import negative_cosine, normalised_mlp
 
 

@@ -36,22 +36,9 @@ class SimDINO(Method):
         hidden=2048,
         out=256,
         batch_norm=False,
-        source="head, decay and loss: RobinWu218/SimDINO simdino/main_dino.py and README; "
-        "optimizer at CIFAR size: ours, DINO's in solo-learn",
-    )
-    large = Recipe(
-        optimizer="adamw",
-        lr=5e-4,
-        weight_decay=0.04,
-        views="byol",
-        placement="all",
-        decay=0.996,
-        decay_end=1.0,
-        hidden=2048,
-        out=256,
-        batch_norm=False,
-        source="RobinWu218/SimDINO simdino/main_dino.py and README, for ViT-B/16; they add ten small crops and let "
-        "the weight decay rise to .4",
+        source="head, decay and loss: RobinWu218/SimDINO simdino/main_dino.py and README, whose default is the "
+        "coding rate of the mean of both branches (expa_type 1) and whose optimizer is ViT-B's alone; optimizer: "
+        "ours, DINO's in solo-learn",
     )
 
     def __init__(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
-from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, full_precision, mlp, pairs
+from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, crossings, full_precision, mlp, predict
 
 
 class SimSiam(Method):
@@ -76,11 +76,9 @@ class SimSiam(Method):
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """Negative cosine of prediction and target, the mean over both directions (section 3, equation 4)."""
-        return torch.stack([self._regress(one, other) for one, other in pairs(online, target)]).mean()
-
-    def _regress(self, projection: Tensor, target: Tensor) -> Tensor:
-        weight = next(self.predictor.parameters(), projection)
-        return negative_cosine(self.predictor(projection.to(weight.dtype)), target)
+        found = crossings(online, target)
+        predictions = [predict(self.predictor, projection) for projection in online.projections]
+        return torch.stack([negative_cosine(predictions[i], target.projections[j]) for i, j in found]).mean()
 
 
 def normalised_mlp(in_features: int, hidden: int, out: int, *, affine: bool) -> nn.Sequential:

@@ -7,6 +7,7 @@ from tailfin.branch import Branch
 from tailfin.methods._heads import affordable
 from tailfin.methods._ring import Ring
 from tailfin.methods.base import (
+    WIDE,
     About,
     Method,
     Recipe,
@@ -134,7 +135,7 @@ class SwAV(Method):
         The queue holds an eighth of the images at most, 3840 from 30,720 images on.
         """
         values = super().defaults(in_features, images, image_size)
-        prototypes = int(values["prototypes"]) if in_features >= 512 else 512
+        prototypes = int(values["prototypes"]) if in_features >= WIDE else 512
         return {
             **values,
             "prototypes": affordable(prototypes, images),

@@ -8,6 +8,8 @@ from typing import Any
 from tailfin.study import cells
 from tailfin.study.design import Row
 
+SMALL_SIDE = 32
+"""Pixels, of data whose size a study leaves open; see `cells.SMALL`."""
 METRICS = {"linear": "linear probe", "knn": "kNN"}
 """Columns of accuracies in percent, the one that verdicts rest on first."""
 
@@ -75,11 +77,13 @@ class Context:
     Attributes:
         name: What they share, for people.
         method: Their method.
+        image_size: Side of their images in pixels.
         arms: By placement.
     """
 
     name: str
     method: str
+    image_size: int
     arms: Mapping[str, Arm]
 
     def early_and_late(self) -> tuple[list[Arm], list[Arm]]:
@@ -131,8 +135,11 @@ def contexts(arms: Sequence[Arm]) -> list[Context]:
                 words = [_written(key, value) for key, value in own if value is not None]
                 name = ", ".join(filter(None, (what, frame, *(words if len(moving) > 1 else ()))))
                 together = [*controls, *some]
-                method = str(next(iter(together[0].rows.values()))["settings"]["method"])
-                found.append(Context(name, method, {arm.momentum: arm for arm in together}))
+                settings = next(iter(together[0].rows.values()))["settings"]
+                size = int(settings.get("image_size") or SMALL_SIDE)
+                found.append(
+                    Context(name, str(settings["method"]), size, {arm.momentum: arm for arm in together})
+                )
     return found
 
 

@@ -30,7 +30,10 @@ AUTO = "auto"
 MOMENTUM = ("momentum", "decay", "decay_end", "buffers", "through")
 """Settings that say where momentum is and how it moves; the rest of a cell is what placements are compared in."""
 
-# Resolving the settings asks the images for their size alone; the published recipes are for 32 px.
+SMALL = ("shapes", "cifar10", "cifar100", "fashion_mnist")
+"""Data sets whose images are known to be small, and to take the recipes for small images."""
+
+# Resolving the settings asks the images for their size alone.
 _STAND_IN = ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
@@ -86,10 +89,15 @@ def check(config: Config) -> None:
     """
     with _blaming("method"):
         method = methods.load(config.method)
+    if config.image_size is None and config.data not in SMALL:
+        raise Misfit(
+            "image_size", f"image_size is needed with data {config.data!r}: the methods' recipes depend on it"
+        )
     with _blaming("backbone"):
         names = part_names(config.backbone or backbones.NARROW, config.image_size or 32)
     with _blaming("momentum"):
-        text = method.recipe.placement if config.momentum in ("published", AUTO) else config.momentum
+        recipe = method.recipe_at(config.image_size or 32)
+        text = recipe.placement if config.momentum in ("published", AUTO) else config.momentum
         placement = Placement.parse(text, names)
     if config.through and not 0 < placement.fork < len(names):
         raise Misfit(

@@ -84,7 +84,7 @@ def judge(claim: Claim, contexts: Sequence[Context]) -> Verdict:
 
 
 def _improves(context: Context) -> Finding | None:
-    if methods.load(context.method).recipe.placement != "none":
+    if methods.load(context.method).recipe_at(context.image_size).placement != "none":
         return None
     found = needed(context, "all", "none", "stopgrad")
     if isinstance(found, Finding):
