@@ -5,8 +5,11 @@ from textwrap import fill
 
 from tailfin import methods
 from tailfin.methods.base import Method, Recipe
+from tailfin.study import table
 
 PAGE = Path(__file__).with_name("methods.md")
+OURS = Path(__file__).parents[1] / "results" / "cpu-all-methods"
+"""Where the study of all methods lies, once it has run."""
 FIRST = (
     "<!-- What follows is made by `python docs/make_methods.py` from what each method says of itself. -->\n"
 )
@@ -40,6 +43,7 @@ def section(name: str, method: type[Method]) -> list[str]:
     if about.expected:
         figures = ", ".join(f"{data} {value:g} %" for data, value in about.expected.items())
         facts.append(f"Linear accuracy elsewhere: {figures} ({about.expected_source}).")
+    facts += measured(name)
     return [
         "",
         f"### {about.title}",
@@ -54,6 +58,26 @@ def section(name: str, method: type[Method]) -> list[str]:
         "|---" * (1 + len(columns)) + "|",
         *("| " + " | ".join((key, *(column[key] for column in columns))) + " |" for key in columns[0]),
         *(["", fill(" ".join(facts), 118)] if facts else []),
+    ]
+
+
+def measured(name: str) -> list[str]:
+    """What our study of all methods found of one, if it has run."""
+    rows = [row for row in table.read(OURS).values() if row["settings"]["method"] == name]
+    if not rows:
+        return []
+    order = ("none", "stopgrad", "projector", "all")
+    rows.sort(key=lambda row: (order.index(row["settings"]["momentum"]), row["seed"]))
+    settings = rows[0]["settings"]
+    figures = ", ".join(
+        f"{row['settings']['momentum']} {row['linear']:.1f} %"
+        + ("" if row["state"] == "healthy" else f" ({row['state']})")
+        for row in rows
+        if row["linear"] is not None
+    )
+    return [
+        f"Ours after {settings['epochs']} epochs of {settings['limit']:,} images of {settings['data']}, narrow "
+        f"ResNet: {figures}; untrained {rows[0]['linear_untrained']:.1f} % (studies/cpu-all-methods.toml)."
     ]
 
 
