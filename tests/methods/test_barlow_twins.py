@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
-from tailfin.methods.barlow_twins import BarlowTwins, correlation_loss, off_diagonal_squares
+from tailfin.methods.barlow_twins import BarlowTwins, cross_correlation_loss, off_diagonal_squares
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
@@ -97,10 +97,10 @@ def test_orders_scales_and_shifts_do_not_matter_but_rotations_do() -> None:
 
 def test_uncorrelated_equal_views_are_the_minimum_and_constant_ones_are_not() -> None:
     signs = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
-    assert float(correlation_loss(signs, signs, 1.0)) == pytest.approx(0, abs=1e-8)
-    assert float(correlation_loss(signs, -signs, 1.0)) == pytest.approx(12, rel=1e-4)
+    assert float(cross_correlation_loss(signs, signs, 1.0)) == pytest.approx(0, abs=1e-8)
+    assert float(cross_correlation_loss(signs, -signs, 1.0)) == pytest.approx(12, rel=1e-4)
     same = torch.full((4, 3), 5.0)
-    assert float(correlation_loss(same, same, 1.0)) == pytest.approx(3, rel=1e-6)
+    assert float(cross_correlation_loss(same, same, 1.0)) == pytest.approx(3, rel=1e-6)
 
 
 def test_the_gradient_reaches_both_branches_and_no_state_is_kept() -> None:

@@ -142,7 +142,7 @@ def test_every_placement_trains(name: str, placement: str) -> None:
 
 
 @every
-def test_micro_batches_commit_once(name: str) -> None:
+def test_a_loss_alone_changes_no_state(name: str) -> None:
     method = make(name)
     shape = width(method)
     before = {key: value.clone() for key, value in method.state_dict().items()}

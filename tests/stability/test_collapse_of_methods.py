@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tailfin.data.types import Dataset
-from tailfin.methods.simsiam import SimSiam, normalised_mlp
+from tailfin.methods._heads import normalised_mlp
+from tailfin.methods.simsiam import SimSiam
 from tailfin.stability.verdict import Verdict, judge
 from tailfin.training.config import Config
 from tailfin.training.folder import RunFolder

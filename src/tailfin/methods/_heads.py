@@ -1,4 +1,4 @@
-"""The head that DINO and SimDINO share, and how many prototypes go with how much data."""
+"""Heads that several methods share, and how many prototypes go with how much data."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,6 +7,36 @@ from tailfin.methods.base import full_precision, unit
 
 IMAGES_A_PROTOTYPE = 12
 """At least so many images share a prototype: 4096 of them then go with CIFAR's 50,000 images."""
+
+
+def three_layers(in_features: int, hidden: int, out: int) -> nn.Sequential:
+    """Twice linear, batch norm and ReLU, then linear: [N, in_features] -> [N, out]."""
+    return nn.Sequential(
+        nn.Linear(in_features, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, out),
+    )
+
+
+def normalised_mlp(in_features: int, hidden: int, out: int, *, affine: bool) -> nn.Sequential:
+    """Three linear layers, each with batch norm and all but the last with ReLU: [N, in_features] -> [N, out].
+
+    No layer has a bias, for the norm would take it off again. `affine` gives the last norm a scale and a shift.
+    """
+    return nn.Sequential(
+        nn.Linear(in_features, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, out, bias=False),
+        nn.BatchNorm1d(out, affine=affine),
+    )
 
 
 def gelu_mlp(in_features: int, hidden: int, out: int) -> nn.Sequential:

@@ -1,7 +1,10 @@
-"""The rings that queues of keys and sets of neighbours share."""
+"""The rings that queues of keys and sets of neighbours share, and their size for smaller data than published."""
 
 import torch
 from torch import Tensor, nn
+
+CIFAR_IMAGES = 50_000
+"""Images that the published sizes go with."""
 
 
 class Ring(nn.Module):
@@ -55,3 +58,8 @@ class Ring(nn.Module):
         places = (self.entered + dropped + torch.arange(count, device=rows.device)) % self.size
         self.rows.index_copy_(1, places, rows[:, dropped:])
         self.entered += dropped + count
+
+
+def scaled(published: int, images: int) -> int:
+    """A published size of a ring for as many images as there are: it holds rows as old, in epochs, as there."""
+    return published * min(images, CIFAR_IMAGES) // CIFAR_IMAGES

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 
 from tailfin.branch import Branch
-from tailfin.methods._ring import Ring
+from tailfin.methods._ring import Ring, scaled
 from tailfin.methods.base import Method, full_precision, unit
-
-CIFAR_IMAGES = 50_000
-"""Images that the published sizes of the support set go with."""
 
 
 class NeighbourMethod(Method):
@@ -42,9 +39,7 @@ class NeighbourMethod(Method):
         It then holds projections as old, in epochs, as the published one, which lasts for more than an epoch.
         """
         values = super().defaults(in_features, images, image_size)
-        published = int(values["queue_size"])
-        scaled = published * min(images, CIFAR_IMAGES) // CIFAR_IMAGES
-        return {**values, "queue_size": max(cls.neighbours, scaled)}
+        return {**values, "queue_size": max(cls.neighbours, scaled(int(values["queue_size"]), images))}
 
     def nearest(self, projection: Tensor) -> Tensor:
         """Neighbours of [N, out] in the support set: [N, neighbours, out], without a gradient."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
+from tailfin.methods._heads import normalised_mlp
 from tailfin.methods._support import NeighbourMethod
 from tailfin.methods.base import (
     About,
@@ -20,7 +21,6 @@ from tailfin.methods.base import (
     unit,
 )
 from tailfin.methods.nnclr import neighbour_nce
-from tailfin.methods.simsiam import normalised_mlp
 
 VARIANCE_FLOOR = 1e-12
 """Mean squares below this have no gradient: that of their root would be infinite at 0."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailfin.branch import Branch
+from tailfin.methods._heads import three_layers
 from tailfin.methods.base import About, Method, Recipe, full_precision, pairs
 
 
@@ -82,11 +83,11 @@ class BarlowTwins(Method):
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """The scaled loss, the mean over pairs of views; turned round, a pair gives the same."""
-        losses = [correlation_loss(one, other, self.redundancy) for one, other in pairs(online, target)]
+        losses = [cross_correlation_loss(one, other, self.redundancy) for one, other in pairs(online, target)]
         return self.scale * torch.stack(losses).mean()
 
 
-def correlation_loss(one: Tensor, other: Tensor, redundancy: float) -> Tensor:
+def cross_correlation_loss(one: Tensor, other: Tensor, redundancy: float) -> Tensor:
     """Distance of the cross-correlation C from the identity (arXiv 2103.03230), a float32 scalar.
 
     sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2. Deviations are divided by the square root of their variance plus
@@ -120,16 +121,3 @@ def off_diagonal_squares(left: Tensor, right: Tensor) -> Tensor:
         return (product - torch.diag(product.diagonal())).square().sum()
     whole = ((left @ left.T) * (right @ right.T)).sum()
     return whole - (left * right).sum(dim=0).square().sum()
-
-
-def three_layers(in_features: int, hidden: int, out: int) -> nn.Sequential:
-    """Twice linear, batch norm and ReLU, then linear: [N, in_features] -> [N, out]."""
-    return nn.Sequential(
-        nn.Linear(in_features, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, out),
-    )

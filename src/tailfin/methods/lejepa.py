@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
-from tailfin.methods.barlow_twins import three_layers
+from tailfin.methods._heads import three_layers
 from tailfin.methods.base import About, Method, Recipe, crossings, full_precision, unit
 
 REACH = 3.0

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
+from tailfin.methods._heads import normalised_mlp
 from tailfin.methods._support import NeighbourMethod
 from tailfin.methods.base import (
     About,
@@ -18,7 +19,6 @@ from tailfin.methods.base import (
     predict,
     unit,
 )
-from tailfin.methods.simsiam import normalised_mlp
 
 
 class NNCLR(NeighbourMethod):

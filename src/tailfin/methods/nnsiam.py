@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
+from tailfin.methods._heads import normalised_mlp
 from tailfin.methods._support import NeighbourMethod
 from tailfin.methods.base import About, Recipe, crossings, mlp, predict
-from tailfin.methods.simsiam import negative_cosine, normalised_mlp
+from tailfin.methods.simsiam import negative_cosine
 
 
 class NNSiam(NeighbourMethod):

@@ -4,11 +4,8 @@ import torch
 from torch import Tensor
 
 from tailfin.branch import Branch
-from tailfin.methods._ring import Ring
+from tailfin.methods._ring import Ring, scaled
 from tailfin.methods.base import About, Method, Recipe, check_temperature, crossings, full_precision, unit
-
-CIFAR_IMAGES = 50_000
-"""Images that the published queue goes with."""
 
 HIDDEN = -1e9
 """Stands for minus infinity among logits: a probability of 0 times that is 0, not undefined."""
@@ -96,8 +93,7 @@ class ReSSL(Method):
         It then reaches as far back, in epochs, as the published one.
         """
         values = super().defaults(in_features, images, image_size)
-        published = int(values["queue_size"])
-        return {**values, "queue_size": max(1, published * min(images, CIFAR_IMAGES) // CIFAR_IMAGES)}
+        return {**values, "queue_size": max(1, scaled(int(values["queue_size"]), images))}
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """`relation` to the last target view, averaged over the other online views; in training mode its keys wait.

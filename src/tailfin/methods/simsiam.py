@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
+from tailfin.methods._heads import normalised_mlp
 from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, crossings, full_precision, mlp, predict
 
 
@@ -79,23 +80,6 @@ class SimSiam(Method):
         found = crossings(online, target)
         predictions = [predict(self.predictor, projection) for projection in online.projections]
         return torch.stack([negative_cosine(predictions[i], target.projections[j]) for i, j in found]).mean()
-
-
-def normalised_mlp(in_features: int, hidden: int, out: int, *, affine: bool) -> nn.Sequential:
-    """Three linear layers, each with batch norm and all but the last with ReLU: [N, in_features] -> [N, out].
-
-    No layer has a bias, for the norm would take it off again. `affine` gives the last norm a scale and a shift.
-    """
-    return nn.Sequential(
-        nn.Linear(in_features, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, out, bias=False),
-        nn.BatchNorm1d(out, affine=affine),
-    )
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailfin.branch import Branch
-from tailfin.methods.barlow_twins import off_diagonal_squares, three_layers
+from tailfin.methods._heads import three_layers
+from tailfin.methods.barlow_twins import off_diagonal_squares
 from tailfin.methods.base import About, Method, Recipe, full_precision, pairs
 
 
