@@ -70,7 +70,7 @@ def test_a_run_from_images_to_report(tailfin: Run, photos: Path, tmp_path: Path)
     assert result["placement"] == "layer4:"
     assert result["momentum_parts"] == ["layer4", "projector"]
     assert 0 < result["target_cost"]["predicted"] < 0.5
-    assert 0 <= result["target_cost"]["measured"] < 2  # a busy machine measures anything of so small a model
+    assert result["target_cost"]["measured"] >= 0  # a busy machine measures anything of so small a model
     assert set(result["scores"]) == {
         "backbone_online", "projector_online", "backbone_momentum", "projector_momentum", "untrained", "raw_pixels"
     }  # fmt: skip
