@@ -234,7 +234,7 @@ def _labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, Point]]) -
                 best = (cost, distance, box)
         assert best is not None  # there are candidates
         _, distance, box = best
-        taken.append(box)
+        taken.append((box[0] - 3 * scale, box[1], box[2] + 3 * scale, box[3]))  # the space between two words
         label = axes.annotate(
             points[index][1].label,
             (points[index][0], points[index][1].mean),
