@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from tailfin.branch import Branch
 from tailfin.methods.barlow_twins import off_diagonal_squares
-from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, full_precision, pairs
-from tailfin.methods.vicreg import check_weights, spread_loss
+from tailfin.methods.base import NORM_FLOOR, About, Method, Recipe, full_precision
+from tailfin.methods.vicreg import check_weights, vicreg_loss
 
 
 class VIbCReg(Method):
@@ -89,32 +89,9 @@ class VIbCReg(Method):
         )
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
-        """The three terms, weighted; the mean over pairs of views."""
+        """`vicreg_loss` with correlations for covariances (arXiv 2109.00783), the mean over pairs of views."""
         weights = self.invariance, self.variance, self.covariance
-        return torch.stack(
-            [vibcreg_loss(one, other, *weights) for one, other in pairs(online, target)]
-        ).mean()
-
-
-def vibcreg_loss(one: Tensor, other: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
-    """lambda mse(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')] (arXiv 2109.00783), a float32 scalar.
-
-    As in VICReg, but with correlations for covariances: c is `correlation_loss`, v is `spread_loss`.
-
-    Args:
-        one: Projections of one view [N, P]; N is 2 or more.
-        other: The same of another view.
-        invariance: Weight of the distance, lambda.
-        variance: Weight of v, mu.
-        covariance: Weight of c, nu.
-    """
-    with full_precision(one):
-        one, other = one.float(), other.float()
-        return (
-            invariance * F.mse_loss(one, other)
-            + variance * (spread_loss(one) + spread_loss(other))
-            + covariance * (correlation_loss(one) + correlation_loss(other))
-        )
+        return vicreg_loss(online, target, *weights, redundancy=correlation_loss)
 
 
 def correlation_loss(view: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """VICReg: views agree, features vary, and no two features vary together (arXiv 2105.04906)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -80,31 +82,46 @@ class VICReg(Method):
         return three_layers(in_features, self.hidden, self.out)
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
-        """The three terms, weighted; the mean over pairs of views."""
+        """`vicreg_loss`, the mean over pairs of views."""
         weights = self.invariance, self.variance, self.covariance
-        return torch.stack([vicreg_loss(one, other, *weights) for one, other in pairs(online, target)]).mean()
+        return vicreg_loss(online, target, *weights, redundancy=covariance_loss)
 
 
-def vicreg_loss(one: Tensor, other: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
+def vicreg_loss(
+    online: Branch,
+    target: Branch,
+    invariance: float,
+    variance: float,
+    covariance: float,
+    *,
+    redundancy: Callable[[Tensor], Tensor],
+) -> Tensor:
     """lambda s(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')] (arXiv 2105.04906), a float32 scalar.
 
-    The distance s is the mean over samples and features, as in the authors' code; v and c are `spread_loss` and
-    `covariance_loss`. The authors' code halves v, so its mu of 25 is 12.5 here.
+    The mean over every online view with every target view but its own. The distance s is the mean over samples and
+    features, as in the authors' code; v is `spread_loss`. The authors' code halves v, so its mu of 25 is 12.5 here.
 
     Args:
-        one: Projections of one view [N, P]; N is 2 or more.
-        other: The same of another view.
+        online: Projections, each [N, P]; N is 2 or more.
+        target: The same from the target branch, of the same views or of the first ones alone.
         invariance: Weight of s, lambda.
         variance: Weight of v, mu.
         covariance: Weight of c, nu.
+        redundancy: The term c of one view, float32 [N, P].
     """
-    with full_precision(one):
-        one, other = one.float(), other.float()
-        return (
-            invariance * F.mse_loss(one, other)
-            + variance * (spread_loss(one) + spread_loss(other))
-            + covariance * (covariance_loss(one) + covariance_loss(other))
-        )
+    with full_precision(online.projections[0]):
+        # A view's own terms are computed once, in however many pairs and whichever branches it stands.
+        own: dict[int, Tensor] = {}
+        total = []
+        for one, other in pairs(online, target):
+            for view in (one, other):
+                if id(view) not in own:
+                    own[id(view)] = variance * spread_loss(view.float()) + covariance * redundancy(
+                        view.float()
+                    )
+            distance = F.mse_loss(one.float(), other.float())
+            total.append(invariance * distance + own[id(one)] + own[id(other)])
+        return torch.stack(total).mean()
 
 
 def check_weights(invariance: float, variance: float, covariance: float) -> tuple[float, float, float]:
