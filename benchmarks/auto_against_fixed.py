@@ -17,7 +17,7 @@ from typing import Any
 
 from common import save
 
-from tailfin.study import cells, compute, table
+from tailfin.study import cells, table
 from tailfin.study.statistics import paired
 from tailfin.training.advice import advise
 from tailfin.training.device import find_device, keep_freed_memory
@@ -63,7 +63,7 @@ def compare(name: str, arms: Arms, data: Sequence[str]) -> dict[str, Any]:
     placed = [key for key in arms if key not in CONTROLS]
     example = cells.from_settings(arms[placed[0]][seeds[0]]["settings"])
     assert example is not None
-    location = compute.locations(data, [example.data])[example.data]
+    location = dict(each.split("=", 1) for each in data).get(example.data, example.data)
     choices, shares = {}, []
     for seed in seeds:
         config = replace(example, momentum="auto", seed=seed, data=location)
