@@ -60,6 +60,20 @@ def tailfin(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+@pytest.mark.parametrize(("judge", "judged"), [("encoder", {"untrained"}), ("nothing", set())])
+def test_a_run_is_judged_by_what_was_asked(
+    tailfin: Run, photos: Path, tmp_path: Path, judge: str, judged: set[str]
+) -> None:
+    out = tmp_path / "run"
+    code, _, _ = tailfin("pretrain", "--data", photos, "--out", out, "--judge", judge, *TINY)
+    assert code == 0
+    result = json.loads((out / "result.json").read_text())
+    assert {name for name in ("untrained", "raw_pixels") if result[name] is not None} == judged
+    assert (result["linear"] is not None) == bool(judged)
+    assert bool(result["unjudged"]) == (not judged)
+    assert (out / "report.html").exists()
+
+
 def test_a_run_from_images_to_report(tailfin: Run, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, said, _ = tailfin("pretrain", "--data", photos, "--out", out, "--momentum", "layer4:", *TINY)

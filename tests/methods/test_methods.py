@@ -10,6 +10,8 @@ from torch import nn
 from tailfin import methods
 from tailfin.branch import Branch
 from tailfin.errors import UserError
+from tailfin.methods import base
+from tailfin.views import recipes
 
 every = pytest.mark.parametrize("name", methods.names())
 
@@ -109,3 +111,8 @@ def test_thirty_steps_pull_the_views_of_a_sample_together(name: str, detached: b
         optimizer.step()
         method.after_step()
     assert agreement() > before
+
+
+def test_methods_and_views_mean_the_same_by_a_small_image() -> None:
+    # Neither imports the other.
+    assert base.LARGEST_SMALL_IMAGE == recipes.LARGEST_SMALL_IMAGE

@@ -137,6 +137,11 @@ def test_a_selection_is_run_then_the_final_arms(tailfin: Run, tmp_path: Path) ->
     first = next(line for line in said.splitlines() if line.startswith("start"))
     assert "seed7" in first
     assert tailfin("study", "s.toml")[0] == 0
+    asked = [path.read_text() for path in (tmp_path / "results").glob("*/cells/*/asked.toml")]
+    assert len(asked) == len(rows)
+    for text in asked:  # what only chooses never looks at the test images
+        assert ('judge = "nothing"' in text) == ("seed = 7" in text)
+        assert ('judge = "encoder"' in text) == ("seed = 7" not in text)
 
 
 def test_the_time_is_up(tailfin: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
