@@ -22,7 +22,7 @@ tailfin: self-supervised pretraining of vision encoders, with momentum (EMA) on 
 usage: tailfin COMMAND [OPTIONS]
 
   pretrain   train an encoder on images without labels, judge it, write a report
-  advise     say which parts momentum would steady most, from a short measured phase
+  advise     say which tail momentum would steady most for its cost, from a short measured phase
   bench      say where a step's time goes on this machine, what each placement costs, and what to change
   evaluate   judge a run's encoder again, on its own data or on other data
   report     rebuild a run's report.html

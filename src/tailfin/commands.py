@@ -163,11 +163,15 @@ def bench_only(config: Config) -> int:
 
 
 def _say_advice(advice: Advice) -> None:
-    print(f"{'part':<14}{'drift':>8}{'gradient varies':>17}{'of the FLOPs':>14}")
+    print(
+        f"{'part':<14}{'of the FLOPs':>14}{'gradient varies':>17}   momentum from here on: holds off, costs"
+    )
     for part in advice.parts:
         varies = "-" if part.variation is None else f"{100 * part.variation:.1f} %"
-        mark = "  unstable" if part.unstable else ""
-        print(f"{part.name:<14}{part.drift:>8.3f}{varies:>17}{100 * part.share:>12.1f} %{mark}")
+        print(
+            f"{part.name:<14}{100 * part.share:>12.1f} %{varies:>17}{100 * part.held_off:>31.0f} %"
+            f"{100 * part.cost:>8.1f} %"
+        )
     print(f"advice: --momentum {advice.placement}. {advice.words}", flush=True)
 
 

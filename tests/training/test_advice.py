@@ -1,4 +1,4 @@
-"""The advice: the smallest tail that covers the parts whose outputs stand out, and runs that follow it."""
+"""The advice: the tail that holds off most of the output's movement for its cost, and runs that follow it."""
 
 import json
 from pathlib import Path
@@ -12,25 +12,34 @@ FLOPS = {"stem": 10, "layer1": 40, "layer4": 40, "projector": 10}
 
 
 @pytest.mark.parametrize(
-    ("drift", "placement", "cost"),
+    ("held_off", "placement", "cost"),
     [
-        ((0.1, 0.1, 0.1, 0.3), "projector", 0.1),
-        ((0.1, 0.1, 0.3, 0.1), "layer4:", 0.5),
-        ((0.1, 0.3, 0.1, 0.3), "layer1:", 0.9),
-        ((0.3, 0.1, 0.1, 0.1), "all", 1.0),
-        ((0.1, 0.1, 0.1, 0.1), "projector", 0.1),
+        ((1.0, 0.7, 0.5, 0.4), "projector", 0.1),
+        ((1.0, 0.9, 0.85, 0.2), "layer4:", 0.5),
+        ((1.0, 0.95, 0.3, 0.0), "layer1:", 0.9),
+        ((1.0, 0.6, 0.6, 0.6), "projector", 0.1),
     ],
 )
-def test_the_smallest_tail_with_the_unstable_parts(
-    drift: tuple[float, ...], placement: str, cost: float
+def test_the_tail_that_gains_most_over_its_cost(
+    held_off: tuple[float, ...], placement: str, cost: float
 ) -> None:
-    advice = choose(dict(zip(FLOPS, drift, strict=True)), dict.fromkeys(FLOPS), FLOPS, 50)
+    advice = choose(dict(zip(FLOPS, held_off, strict=True)), dict.fromkeys(FLOPS), FLOPS, 50)
     assert advice.placement == placement
     assert advice.cost == pytest.approx(cost)
-    assert [part.name for part in advice.parts if part.unstable] == [
-        name for name, value in zip(FLOPS, drift, strict=True) if value == 0.3
-    ]
-    assert f"{100 * cost:.1f} %" in advice.words
+    assert [part.cost for part in advice.parts] == pytest.approx([1.0, 0.9, 0.5, 0.1])
+    assert f"{100 * cost:.1f} % of a forward, the most for its cost" in advice.words
+
+
+def test_the_next_larger_tail_is_named_with_what_it_would_add() -> None:
+    advice = choose(dict(zip(FLOPS, (1.0, 0.7, 0.5, 0.4), strict=True)), dict.fromkeys(FLOPS), FLOPS, 50)
+    assert advice.words.endswith("the next tail, layer4:, kept 50 % away at 50.0 %.")
+
+
+@pytest.mark.parametrize("held_off", [(1.0, 0.8, 0.2, 0.05), (1.0, -0.2, -0.4, -0.1), ()])
+def test_the_cheapest_tail_where_none_is_worth_its_cost(held_off: tuple[float, ...]) -> None:
+    advice = choose(dict(zip(FLOPS, held_off, strict=False)), dict.fromkeys(FLOPS), FLOPS, 50)
+    assert advice.placement == "projector"
+    assert "no tail keeps away more than it costs" in advice.words
 
 
 SMALL = (

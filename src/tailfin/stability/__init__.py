@@ -3,5 +3,6 @@
 from tailfin.stability.fluctuation import Fluctuation, fluctuation
 from tailfin.stability.gradient import GradientMonitor
 from tailfin.stability.probe import Probe
+from tailfin.stability.tails import TailDrift
 
-__all__ = ["Fluctuation", "GradientMonitor", "Probe", "fluctuation"]
+__all__ = ["Fluctuation", "GradientMonitor", "Probe", "TailDrift", "fluctuation"]

@@ -59,7 +59,7 @@ class Probe:
         gap: cosine between online and target output, a mean over samples.
         collapse: `spread`, `rank` (RankMe), `alignment` and `uniformity` of the projections.
         """
-        with _untouched(self.modules), torch.enable_grad(), torch.random.fork_rng(_cuda(self.views)):
+        with _untouched(self.modules), torch.enable_grad(), torch.random.fork_rng(cuda_of(self.views)):
             torch.manual_seed(0)
             now, gaps, projections = self._measure()
         found: Reading = {"gap": gaps, "collapse": _collapse(projections)}
@@ -136,7 +136,7 @@ def _thin(tensor: Tensor) -> Tensor:
     return flat[:, ::stride][:, :MOST_POSITIONS].float()
 
 
-def _cuda(views: Sequence[Tensor]) -> list[torch.device]:
+def cuda_of(views: Sequence[Tensor]) -> list[torch.device]:
     return [views[0].device] if views[0].device.type == "cuda" else []
 
 

@@ -1,8 +1,8 @@
-"""Where to put momentum, from a short measured phase: which parts' outputs move most while the encoder trains."""
+"""Where to put momentum, from a short measured phase: which tail would steady the target most for what it costs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean
 
 import torch
 
@@ -12,37 +12,36 @@ from tailfin.momentum.cost import part_flops
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.stability.fluctuation import fluctuation
 from tailfin.stability.gradient import GradientMonitor
+from tailfin.stability.tails import TailDrift
 from tailfin.training.config import Config
 from tailfin.training.feed import Feed
 from tailfin.training.monitoring import probe_of
 from tailfin.training.setup import Setup, prepare
 from tailfin.training.step import Step
 
-PHASE_STEPS = 100
+PHASE_STEPS = 50
 """Steps of the phase, and at most a tenth of the run."""
 READINGS = 10
 FEWEST_STEPS = 4
-UNSTABLE_DRIFT = 1.25
-"""A part whose output moves this many times as far as the median part's is where a slow target steadies most."""
 
 
 @dataclass(frozen=True)
 class PartAdvice:
-    """One part as the phase saw it.
+    """One part as the phase saw it, and the tail that begins there.
 
     Attributes:
         name: The part.
         share: Of the forward FLOPs, in [0, 1].
-        drift: How far its output for a fixed batch moves in a tenth of the phase, relative to its norm.
         variation: Of the loss's gradient at its output around the trend; None where the phase was too short.
-        unstable: Whether its drift stands out.
+        cost: Share of the forward FLOPs that momentum on this part and all after it repeats, in [0, 1].
+        held_off: Share of the output's movement that this tail holds off, see `TailDrift.read`.
     """
 
     name: str
     share: float
-    drift: float
     variation: float | None
-    unstable: bool
+    cost: float
+    held_off: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Advice:
     Attributes:
         placement: As `--momentum` takes it.
         cost: Share of the forward FLOPs that its target path repeats.
-        words: One sentence.
+        words: Why, in a sentence or two.
         parts: What was seen, in forward order.
         steps: Length of the phase in optimizer steps.
     """
@@ -65,7 +64,7 @@ class Advice:
 
 
 def advise(config: Config, data: Dataset) -> Advice:
-    """Train `stopgrad` for a short phase, measure each part, and choose the smallest tail with the unstable ones.
+    """Train `stopgrad` for a short phase, measure each tail, and choose the one that gains most over its cost.
 
     The phase has the run's own schedule, seed and data, no averaging (which would hide what it is to steady), and is
     thrown away: a run with `auto` equals, to the bit, a run with the placement that it chose.
@@ -84,47 +83,56 @@ def advise(config: Config, data: Dataset) -> Advice:
             f"the run has {steps} steps, and measuring where to put momentum takes {FEWEST_STEPS} or more: "
             "raise --epochs"
         )
-    drift, variation = _measure(setup, steps)
+    held_off, variation = _measure(setup, steps)
     channels, size = setup.data.train.images.shape[1], setup.augment.size
     example = torch.zeros(1, channels, size, size, device=setup.execution.device)
     flops = part_flops(setup.encoder, setup.execution.images(example))
-    return choose(drift, variation, flops, steps)
+    return choose(held_off, variation, flops, steps)
 
 
 def choose(
-    drift: Mapping[str, float], variation: Mapping[str, float | None], flops: Mapping[str, int], steps: int
+    held_off: Mapping[str, float], variation: Mapping[str, float | None], flops: Mapping[str, int], steps: int
 ) -> Advice:
-    """The advice that follows from what was measured.
+    """The advice that follows from what was measured: the tail with the largest `held_off - cost`.
+
+    That is the knee of stability against cost, both being shares of what `all` has; no threshold is needed. Where no
+    tail holds off more than it costs it is the cheapest one.
 
     Args:
-        drift: By part, in forward order.
+        held_off: By the part that a tail begins with, in forward order.
         variation: By part.
         flops: Of a forward pass, by part.
         steps: Length of the phase.
     """
     names = list(flops)
-    usual = median(drift.values())
-    unstable = [name for name in names if drift[name] > UNSTABLE_DRIFT * usual]
     total = sum(flops.values())
-    first = unstable[0] if unstable else names[-1]
-    placement = _tail(names, first)
-    cost = Placement.parse(placement, tuple(names)).cost(flops)
-    if unstable:
-        said = ", ".join(f"{name} ({drift[name] / usual:.1f}x)" for name in unstable)
-        words = (
-            f"In {steps} steps the outputs of {said} moved further than the median part's; "
-            f"the smallest tail that covers them is {placement}, at {100 * cost:.1f} % of a forward."
-        )
-    else:
-        words = (
-            f"In {steps} steps no part's output moved {UNSTABLE_DRIFT:g} times as far as the median part's; "
-            f"{placement} is the cheapest tail, at {100 * cost:.1f} % of a forward."
-        )
+    tails = {name: Placement.parse(_tail(names, name), names) for name in names}
     parts = [
-        PartAdvice(name, flops[name] / total, drift[name], variation.get(name), name in unstable)
+        PartAdvice(
+            name, flops[name] / total, variation.get(name), tails[name].cost(flops), held_off.get(name, 0.0)
+        )
         for name in names
     ]
-    return Advice(placement, cost, words, parts, steps)
+    best = max(reversed(parts), key=lambda part: part.held_off - part.cost)
+    gains = best.held_off > best.cost
+    chosen = best if gains else parts[-1]
+    placement = tails[chosen.name].text
+    words = (
+        f"In {steps} steps the weights of {placement}, held still, kept {100 * chosen.held_off:.0f} % of the "
+        f"output's movement away at {100 * chosen.cost:.1f} % of a forward"
+    )
+    larger = parts[1 : parts.index(chosen)]
+    if not gains:
+        words += "; no tail keeps away more than it costs, and this is the cheapest."
+    elif larger:
+        following = larger[-1]
+        words += (
+            f", the most for its cost; the next tail, {tails[following.name].text}, kept "
+            f"{100 * following.held_off:.0f} % away at {100 * following.cost:.1f} %."
+        )
+    else:
+        words += ", the most for its cost."
+    return Advice(placement, chosen.cost, words, parts, steps)
 
 
 def _tail(names: list[str], first: str) -> str:
@@ -134,27 +142,25 @@ def _tail(names: list[str], first: str) -> str:
 
 
 def _measure(setup: Setup, steps: int) -> tuple[dict[str, float], dict[str, float | None]]:
-    """Drift and gradient variation of each part over the later half of the phase."""
+    """What each tail holds off, a mean over the later half of the phase, and each part's gradient variation."""
     train_step = Step(setup)
     gradient = GradientMonitor(setup.encoder.online_parts())
-    probe = probe_of(setup)
+    tails = TailDrift(setup.encoder, probe_of(setup).views, autocast=setup.execution.autocast)
     feed = Feed(
         setup.data.train,
         batch_size=setup.config.batch_size,
         seed=setup.config.seed,
         device=setup.execution.device,
     )
-    readings: list[dict[str, float]] = []
+    readings = [tails.read()]
     for step, batch in enumerate(feed.batches(0, steps)):
         train_step(batch, step)
         gradient.step(1.0 / setup.config.accumulate)
         if (step + 1) % max(1, steps // READINGS) == 0:
-            with gradient.pause():
-                found = probe.read()
-            readings.append(found.get("online_drift", {}))
+            readings.append(tails.read())
     late = [reading for reading in readings[len(readings) // 2 :] if reading]
     columns = gradient.flush().double().T.numpy()
     gradient.remove()
-    drift = {name: sum(r[name] for r in late) / len(late) for name in setup.encoder.names}
+    held_off = {name: fmean(reading[name] for reading in late) for name in setup.encoder.names if late}
     stats = {name: fluctuation(column) for name, column in zip(setup.encoder.names, columns, strict=True)}
-    return drift, {name: None if s is None else s.variation for name, s in stats.items()}
+    return held_off, {name: None if s is None else s.variation for name, s in stats.items()}
