@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from common import in_turn, ratio, save
 
 from tailfin.momentum.cost import part_flops
 from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory, peak_resident
+from tailfin.training.device import find_device, keep_freed_memory
 from tailfin.training.feed import Batch
 from tailfin.training.setup import Setup, load_data, prepare
 from tailfin.training.step import Step
@@ -112,14 +113,23 @@ def memory_of(placement: str) -> int:
 
 
 def peak_memory(config: Config, placement: str, device: torch.device) -> int:
-    """Peak bytes of three steps: allocated on a GPU, resident in this process on a CPU."""
-    setup = build(config, placement)
+    """Peak bytes of tensors over building and three steps; on a CPU too, where resident memory is mostly chance."""
+    if device.type == "cuda":
+        three_steps(build(config, placement))
+        return torch.cuda.max_memory_allocated(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        three_steps(build(config, placement))
+    assert seen.profiler is not None and seen.profiler.kineto_results is not None
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+def three_steps(setup: Setup) -> None:
+    """Enough for optimizer and averages to have their tensors."""
     train_step = Step(setup)
     for _ in range(3):
         step(setup, train_step)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_resident()
 
 
 if __name__ == "__main__":

@@ -215,12 +215,14 @@ class MomentumEncoder(nn.Module):
         fork = self.placement.fork
         shared = self._path((x, x), self.names[:fork], self._run_online, online_seen)
         own = self.names[fork:]
-        online = self._path(shared, own, self._run_online, online_seen)
         if not own:
-            return online, online
+            return shared, shared
+        # The target goes first: its passing activations then lie in memory before those that the online path keeps
+        # for the backward pass, and not on top of them (`all`, SimCLR, resnet10w16: 2 instead of 46 MB over stopgrad).
         with torch.set_grad_enabled(self.through and torch.is_grad_enabled()):
             start = shared if self.through else (shared[0].detach(), shared[1].detach())
-            return online, self._path(start, own, self._run_target, target_seen)
+            target = self._path(start, own, self._run_target, target_seen)
+        return self._path(shared, own, self._run_online, online_seen), target
 
     def _path(
         self, start: Outputs, names: Iterable[str], run: Run, seen: dict[str, Tensor] | None = None
