@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailfin.momentum.placement import Placement
-from tailfin.study import cells
+from tailfin.study import cells, summary
 from tailfin.study.cells import Compute
 from tailfin.training.config import Config
 
@@ -141,6 +141,39 @@ def test_names_are_readable_and_folders_unique(tmp_path: Path) -> None:
     assert names[0] == "simclr-layer4_-decay0.9-seed0"
     assert "simclr-none-seed1" in names
     assert len({cell.folder for cell in found.progress({}).cells}) == len(names)
+
+
+PER_METHOD = """
+[[grid]]
+method = ["simclr"]
+lr = [0.4]
+momentum = ["none", "stopgrad", "projector"]
+seed = [0, 1]
+[[grid]]
+method = ["byol"]
+lr = [0.6, 0.8]
+weight_decay = [0.0005]
+momentum = ["stopgrad", "projector"]
+seed = [0, 1]
+"""
+
+
+def test_names_leave_out_what_follows_from_the_method(tmp_path: Path) -> None:
+    found = design(tmp_path, PER_METHOD)
+    names = [cell.name for cell in found.progress({}).cells]
+    assert "byol-projector-lr0.8-seed1" in names  # two rates tell runs apart, the weight decay follows
+    assert not any("weight_decay" in name for name in names)
+    assert len(set(names)) == len(names)
+    own = design(tmp_path, PER_METHOD.replace("[0.6, 0.8]", "[0.6]"))
+    assert [cell.name for cell in own.progress({}).cells][-1] == "byol-projector-seed1"
+
+
+def test_what_follows_from_the_method_is_told_with_the_shared_settings(tmp_path: Path) -> None:
+    found = design(tmp_path, PER_METHOD.replace("[0.6, 0.8]", "[0.6]"))
+    progress = found.progress({})
+    told = dict(summary.content(found, progress, {}, {}, "again").settings)
+    assert told["lr"] == "0.4 for simclr; 0.6 for byol"
+    assert told["backbone"] == "resnet10w2"
 
 
 SELECT = """

@@ -218,7 +218,7 @@ class MomentumEncoder(nn.Module):
         if not own:
             return shared, shared
         # The target goes first: its passing activations then lie in memory before those that the online path keeps
-        # for the backward pass, and not on top of them (`all`, SimCLR, resnet10w16: 2 instead of 46 MB over stopgrad).
+        # for the backward pass, not on top of them (`all`, SimCLR, resnet10w16: 2 instead of 46 MB over stopgrad).
         with torch.set_grad_enabled(self.through and torch.is_grad_enabled()):
             start = shared if self.through else (shared[0].detach(), shared[1].detach())
             target = self._path(start, own, self._run_target, target_seen)

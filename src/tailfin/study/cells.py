@@ -217,6 +217,24 @@ def varying(configs: Collection[Config]) -> tuple[str, ...]:
     return tuple(name for name in MATTERING if any(each[name] != plain[0][name] for each in plain[1:]))
 
 
+def telling(configs: Collection[Config], varied: Collection[str]) -> tuple[str, ...]:
+    """Those of the `varied` settings that tell runs apart, in their own order.
+
+    What follows from others, such as a learning rate of each method's own, tells nothing more; the placement and the
+    seed settle nothing, for runs that differ in them are what is compared.
+    """
+    plain = [settings(config) for config in configs]
+    found: list[str] = []
+    for key in sorted(varied, key=lambda key: (key not in ("method", "data"), MATTERING.index(key))):
+        known: dict[str, Any] = {}
+        for each in plain:
+            place = repr([each[other] for other in found if other not in ("momentum", "seed")])
+            if known.setdefault(place, each[key]) != each[key]:
+                found.append(key)
+                break
+    return tuple(key for key in MATTERING if key in found)
+
+
 def name(config: Config, differing: Collection[str]) -> str:
     """A readable name: method, placement, whatever else differs within the study, seed."""
     words = [config.method, config.momentum]

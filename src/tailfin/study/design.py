@@ -88,7 +88,7 @@ class Design:
 
     Attributes:
         notes: What was added or united by itself, for people.
-        differing: Settings that the file varies.
+        differing: Settings that the file varies and that tell its runs apart.
 
     Raises:
         UserError: Settings that do not go together, a duplicate cell or a control without a cell, with the line.
@@ -113,8 +113,9 @@ class Design:
         self.variants = list(variants.values())
         # The file's order with the seed outermost: whole comparisons come first, then more seeds of them.
         self.variants.sort(key=lambda config: config.seed)
-        varied = {*cells.varying(written), *(key for control in self.controls for key in control)}
-        self.differing = tuple(key for key in cells.MATTERING if key in varied)
+        compared = {key for control in self.controls for key in control}
+        told = {*cells.telling(written, cells.varying(written)), *compared}
+        self.differing = tuple(key for key in cells.MATTERING if key in told)
 
     def control_of(self, variant: Config) -> list[Config]:
         """The variants that `variant` is compared with, itself left out."""

@@ -238,18 +238,33 @@ def _choices(design: Design, progress: Progress) -> Table | None:
 
 
 def _shared(design: Design) -> list[tuple[str, str]]:
-    """Settings that all cells share; those of momentum are asked of the cells with momentum, for others drop them."""
-    moving = [each for each in design.variants if each.momentum not in ("none", "stopgrad")]
-    differing = set(cells.varying(design.variants)) - set(cells.MOMENTUM[1:]) | set(cells.varying(moving))
-    if design.study.select:
-        differing.add(design.study.select.setting)
-    if "decay" in differing:
-        differing.add("decay_end")
-    return [
-        (name, _plain(value))
-        for name, value in cells.settings((moving or design.variants)[0]).items()
-        if name not in ("format", "seed", *differing) and value not in (None, {})
-    ]
+    """Settings that all cells share, or that follow from what tells the cells apart.
+
+    Those of momentum are asked of the cells with momentum, for others drop them.
+    """
+    moving = [
+        each for each in design.variants if each.momentum not in ("none", "stopgrad")
+    ] or design.variants
+    told = set(design.differing) | ({design.study.select.setting} if design.study.select else set())
+    if "decay" in told:
+        told.add("decay_end")
+    rows = []
+    for name in cells.settings(moving[0]):
+        if name in ("format", "seed", *told):
+            continue
+        values: dict[str, str] = {}
+        for each in moving:
+            value = cells.settings(each)[name]
+            words = [
+                str(getattr(each, key)) for key in design.differing if key not in ("seed", *cells.MOMENTUM)
+            ]
+            if value not in (None, {}):
+                values[", ".join(words)] = _plain(value)
+        if len(set(values.values())) == 1:
+            rows.append((name, next(iter(values.values()))))
+        elif values:
+            rows.append((name, "; ".join(f"{value} for {what}" for what, value in values.items())))
+    return rows
 
 
 def _changing(arms: Sequence[Arm]) -> list[str]:
