@@ -4,7 +4,9 @@ python benchmarks/peers.py                                  # ResNet-18, SimCLR 
 python benchmarks/peers.py --device cuda --batch-size 512 --steps 40 --workers 16
 
 lightly (pip install lightly) runs as in its CIFAR-10 benchmark: torchvision transforms a sample in a DataLoader's
-workers, fp32; and the same with bf16 and channels_last turned on by hand.
+workers, fp32; and the same with bf16 and channels_last turned on by hand. stable-pretraining (pip install
+stable-pretraining), where it is installed, runs SimCLR as in the complete example of its README, in fp32 and in the
+bf16 that its Trainer offers.
 """
 
 import argparse
@@ -13,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,6 +97,9 @@ def arms_of(method: str, asked: Asked) -> dict[str, Callable[[], float]]:
         "lightly, its recipe": lambda: lightly(method, asked, fast=False),
         "lightly, bf16 and channels_last": lambda: lightly(method, asked, fast=True),
     }
+    if method == "simclr" and find_spec("stable_pretraining"):
+        for said, precision in (("its recipe", "32-true"), ("bf16-mixed", "bf16-mixed")):
+            arms[f"stable-pretraining, {said}"] = partial(stable_pretraining, asked, precision)
     for placement in PLACEMENTS[method]:
         arms[f"ours, {placement}"] = Ours(method, placement, asked)
     return arms
@@ -192,6 +199,14 @@ def lightly(method: str, asked: Asked, *, fast: bool) -> float:
         if number == asked.steps:
             break
     return time.perf_counter() - start
+
+
+def stable_pretraining(asked: Asked, precision: str) -> float:
+    """The arm of stable_pretraining_arm.py."""
+    from stable_pretraining_arm import simclr
+
+    pictures = Pictures(asked.images, lambda image: image)
+    return simclr(pictures, asked.batch, asked.steps, asked.workers, asked.device, precision)
 
 
 class LightlyModel(nn.Module):

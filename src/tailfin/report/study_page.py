@@ -226,6 +226,7 @@ def _settings(content: StudyContent) -> str:
     shared = _pairs(("setting", "value"), content.settings)
     return (
         (f'<ul class="note">{notes}</ul>\n' if notes else "")
-        + f"<details><summary>{len(content.settings)} settings that all cells share</summary>{shared}</details>\n"
+        + f"<details><summary>{len(content.settings)} settings that all cells share or that follow from their method"
+        + f"</summary>{shared}</details>\n"
         + f"<p>The command that repeats this study:</p>\n<pre><code>{escape(content.command)}</code></pre>"
     )

@@ -1,0 +1,107 @@
+"""stable-pretraining's own SimCLR recipe for CIFAR-10, timed: an arm of peers.py."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+
+def simclr(
+    pictures: Dataset[Any], batch: int, steps: int, workers: int, device: torch.device, precision: str
+) -> float:
+    """Seconds of `steps` steps after the first, of the complete example in the README of stable-pretraining 0.1.8.
+
+    Its online probes are left out, which is to its favour, and so are its checkpoints and loggers.
+
+    Args:
+        pictures: PIL images by index.
+        batch: Images a step.
+        steps: Steps that are timed.
+        workers: Of the DataLoader.
+        device: Where it trains.
+        precision: As Lightning's Trainer takes it.
+    """
+    import lightning
+    import stable_pretraining as spt
+    from stable_pretraining import forward
+    from stable_pretraining.data import transforms
+
+    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8}
+    views = [
+        transforms.Compose(
+            transforms.RGB(),
+            transforms.RandomResizedCrop((32, 32), scale=(smallest, 1.0)),
+            transforms.RandomHorizontalFlip(p=0.5),
+            transforms.ColorJitter(**jitter),
+            transforms.RandomGrayscale(p=0.2),
+            *more,
+            transforms.ToImage(**spt.data.static.CIFAR10),
+        )
+        for smallest, more in ((0.2, []), (0.08, [transforms.RandomSolarize(threshold=0.5, p=0.2)]))
+    ]
+    images = spt.data.FromTorchDataset(
+        Labelled(pictures), names=["image", "label"], transform=transforms.MultiViewTransform(views)
+    )
+    loader = DataLoader(images, batch_size=batch, num_workers=workers, drop_last=True, shuffle=True)
+    backbone = spt.backbone.from_torchvision("resnet18", low_resolution=True)
+    backbone.fc = nn.Identity()
+    projector = nn.Sequential(
+        nn.Linear(512, 2048),
+        nn.BatchNorm1d(2048),
+        nn.ReLU(inplace=True),
+        nn.Linear(2048, 2048),
+        nn.BatchNorm1d(2048),
+        nn.ReLU(inplace=True),
+        nn.Linear(2048, 256),
+    )
+    module = spt.Module(
+        backbone=backbone,
+        projector=projector,
+        forward=forward.simclr,
+        simclr_loss=spt.losses.NTXEntLoss(temperature=0.5),
+        optim={
+            "optimizer": {"type": "LARS", "lr": 5, "weight_decay": 1e-6},
+            "scheduler": {"type": "LinearWarmupCosineAnnealing"},
+            "interval": "epoch",
+        },
+    )
+    marks: list[float] = []
+
+    class Clock(lightning.Callback):  # type: ignore[misc]
+        """Marks the start of each step."""
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            marks.append(time.perf_counter())
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = lightning.Trainer(
+        max_steps=steps + 2,
+        precision=precision,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        callbacks=[Clock()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, train_dataloaders=loader)
+    return marks[1 + steps] - marks[1]
+
+
+class Labelled(Dataset[Any]):
+    """Images with a label, which its data sets have."""
+
+    def __init__(self, pictures: Dataset[Any]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]
+
+    def __getitem__(self, place: int) -> tuple[Any, int]:
+        return self.pictures[place], 0
