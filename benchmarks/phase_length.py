@@ -2,6 +2,7 @@
 
 python benchmarks/phase_length.py
 python benchmarks/phase_length.py --data PATH --limit 20000
+python benchmarks/phase_length.py --warmup-epochs 0 --lengths 50      a phase usually lies in the warm-up: without it
 """
 
 import argparse
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=40, help="of the run whose beginning the phase is")
+    parser.add_argument("--warmup-epochs", type=float, help="0 for a phase at the full learning rate")
     parser.add_argument("--lengths", type=int, nargs="+", default=[12, 25, 50, 100, 200])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
@@ -48,6 +50,7 @@ def main() -> None:
             batch_size=asked.batch_size,
             epochs=asked.epochs,
             device=asked.device,
+            warmup_epochs=asked.warmup_epochs,
             **recipe,
         )
         for length in asked.lengths:
@@ -62,7 +65,8 @@ def main() -> None:
             figures[f"{method} {length}"] = {"choices": choices, "seconds": seconds}
             counted = ", ".join(f"{name} {count}x" for name, count in Counter(choices).most_common())
             print(f"{method:<10}{length:>5} steps  {counted}", flush=True)
-    save(f"phase-length-{Path(asked.data).name}", device, figures, asked.out)
+    warm = "" if asked.warmup_epochs is None else f"-warmup{asked.warmup_epochs:g}"
+    save(f"phase-length-{Path(asked.data).name}{warm}", device, figures, asked.out)
 
 
 if __name__ == "__main__":

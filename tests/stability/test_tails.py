@@ -71,6 +71,25 @@ def test_the_share_is_that_of_the_formula_in_float64() -> None:
         assert found[name] == pytest.approx(float(1 - left / moved), abs=1e-5), name
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_small_movements_are_read_under_autocast_too(train: bool) -> None:
+    def read(low: bool) -> dict[str, float]:
+        subject = encoder().train(train)
+        drift = TailDrift(subject, VIEWS)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            drift.read()
+            torch.manual_seed(7)
+            for parameter in subject.parameters():
+                parameter.data += 1e-4 * parameter * torch.randn_like(parameter)
+            for buffer in subject.buffers():
+                if buffer.is_floating_point():
+                    buffer += 1e-4
+            return drift.read()
+
+    assert read(low=True) == pytest.approx(read(low=False), abs=1e-3)
+    assert read(low=True)["0"] == pytest.approx(1.0, abs=1e-3)
+
+
 def test_each_reading_is_compared_with_the_one_before() -> None:
     subject = encoder()
     drift = TailDrift(subject, VIEWS)

@@ -27,19 +27,19 @@ def test_the_tail_that_gains_most_over_its_cost(
     assert advice.placement == placement
     assert advice.cost == pytest.approx(cost)
     assert [part.cost for part in advice.parts] == pytest.approx([1.0, 0.9, 0.5, 0.1])
-    assert f"{100 * cost:.1f} % of a forward, the most for its cost" in advice.words
+    assert f"at {100 * cost:.1f} % of a forward. No tail has a larger difference" in advice.words
 
 
 def test_the_next_larger_tail_is_named_with_what_it_would_add() -> None:
     advice = choose(dict(zip(FLOPS, (1.0, 0.7, 0.5, 0.4), strict=True)), dict.fromkeys(FLOPS), FLOPS, 50)
-    assert advice.words.endswith("the next tail, layer4:, kept 50 % away at 50.0 %.")
+    assert advice.words.endswith("the next larger tail, layer4:, kept 50 % away at 50.0 %.")
 
 
 @pytest.mark.parametrize("held_off", [(1.0, 0.8, 0.2, 0.05), (1.0, -0.2, -0.4, -0.1), ()])
 def test_the_cheapest_tail_where_none_is_worth_its_cost(held_off: tuple[float, ...]) -> None:
     advice = choose(dict(zip(FLOPS, held_off, strict=False)), dict.fromkeys(FLOPS), FLOPS, 50)
     assert advice.placement == "projector"
-    assert "no tail keeps away more than it costs" in advice.words
+    assert "no tail keeps away a larger share than it costs" in advice.words
 
 
 SMALL = (
@@ -70,6 +70,11 @@ def test_a_run_too_short_to_measure_is_refused(capsys: pytest.CaptureFixture[str
     short = [*SMALL, "--limit", "48", "--epochs", "1"]
     assert run("advise", *short) == 2
     assert "the run has 2 steps" in capsys.readouterr().err
+
+
+def test_a_gap_loss_needs_momentum_that_the_phase_does_without(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("advise", *SMALL, "--gap", "0.1") == 0
+    assert "advice: --momentum" in capsys.readouterr().out
 
 
 def test_advise_prints_a_row_a_part_and_leaves_nothing_behind(
