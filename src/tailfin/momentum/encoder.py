@@ -13,7 +13,7 @@ from tailfin.branch import Branch
 from tailfin.errors import unknown
 from tailfin.momentum.parts import Parts, module_key, split
 from tailfin.momentum.placement import KEYWORDS, PROJECTOR, Placement
-from tailfin.momentum.update import Decay, average_, check_buffers
+from tailfin.momentum.update import Average, Decay, average_, check_buffers
 
 Run = Callable[[str, Tensor], Tensor]
 Outputs = tuple[Tensor, Tensor]
@@ -68,6 +68,7 @@ class MomentumEncoder(nn.Module):
         self.through = through
         self.decays = _decays(decay, self.placement)
         self.updates = 0
+        self._averages: dict[str, Average] = {}
         self.momentum = nn.ModuleDict(
             {module_key(name): _momentum_copy(self.part(name)) for name in self.placement.placed}
         )
@@ -131,9 +132,7 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         """One momentum update; call it after each optimizer step that was really taken (or see `follow`)."""
-        for name in self.placement.placed:
-            decay = self.decays[name](self.updates)
-            average_(self.momentum_part(name), self.part(name), decay, self.buffer_policy)
+        average_((self._average(name), self.decays[name](self.updates)) for name in self.placement.placed)
         self.updates += 1
 
     def follow(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
@@ -237,6 +236,13 @@ class MomentumEncoder(nn.Module):
                 features = x
         return features, x
 
+    def _average(self, name: str) -> Average:
+        momentum, online = self.momentum_part(name), self.part(name)
+        known = self._averages.get(name)
+        if known is None or known.momentum is not momentum or known.online is not online:
+            known = self._averages[name] = Average(momentum, online, self.buffer_policy)
+        return known
+
     def _run_online(self, name: str, x: Tensor) -> Tensor:
         return cast(Tensor, self.part(name)(x))
 
@@ -245,10 +251,10 @@ class MomentumEncoder(nn.Module):
             part = self.momentum_part(name)
             return cast(Tensor, part(_as_weights(part, x)))
         part = self.part(name)
-        # Stand-ins take what the forward writes (BatchNorm's statistics); detached weights take no gradient.
+        # Stand-ins take what the forward writes (BatchNorm's statistics). Detached weights take no gradient, and
+        # autocast keeps no casts of them, which the online path after this one would take for its own.
         tensors = {key: buffer.clone() for key, buffer in part.named_buffers()} if part.training else {}
-        if self.through:
-            tensors |= {key: parameter.detach() for key, parameter in part.named_parameters()}
+        tensors |= {key: parameter.detach() for key, parameter in part.named_parameters()}
         return cast(Tensor, functional_call(part, tensors, (_as_weights(part, x),)))
 
 
