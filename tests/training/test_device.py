@@ -1,8 +1,10 @@
 """Where and how to compute."""
 
+import math
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tailfin.errors import UserError
 from tailfin.training import device
@@ -33,6 +35,25 @@ def test_the_fastest_is_chosen_by_time_and_the_lower_precision_has_to_earn_it(
     near = {("fp32", "contiguous"): 1.0, ("fp32", "channels_last"): 0.8, ("bf16", "contiguous"): 0.75}
     assert choose({**near, ("bf16", "channels_last"): 0.75}) == ("fp32", "channels_last")
     assert choose({**amx, ("bf16", "channels_last"): 1.0}, precision="fp32") == ("fp32", "channels_last")
+    tight = {
+        ("fp32", "contiguous"): math.inf,
+        ("fp32", "channels_last"): math.inf,
+        ("bf16", "contiguous"): 2.0,
+    }
+    assert choose({**tight, ("bf16", "channels_last"): math.inf}) == ("bf16", "contiguous")
+    with pytest.raises(torch.OutOfMemoryError, match="fits"):
+        choose({**tight, ("bf16", "contiguous"): math.inf, ("bf16", "channels_last"): math.inf})
+
+
+def test_a_candidate_that_does_not_fit_in_memory_is_left_out() -> None:
+    class Full(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.is_autocast_enabled("cpu"):
+                raise torch.OutOfMemoryError
+            return super().forward(x)
+
+    chosen = fastest(Full(3, 4, 3), torch.randn(2, 3, 8, 8), torch.device("cpu"), repeats=1)
+    assert chosen.precision == "bf16"
 
 
 def test_it_is_measured_without_touching_the_model() -> None:

@@ -148,7 +148,8 @@ class DeepClusterV2(Method):
         places = self.moment.indices
         if len(places) != len(views[0]) or not 0 <= int(places.min()) <= int(places.max()) < count:
             raise ValueError(f"the bank has places 0 to {count - 1}; {len(places)} indices do not fit them")
-        places = places.to(self.bank.device)
+        # A few kilobytes are staged by the driver: the host need not wait for the device.
+        places = places.to(self.bank.device, non_blocking=True)
         loss = cluster_prediction(
             online, target, self.centroids, self.assignments[:, places], self.temperature
         )

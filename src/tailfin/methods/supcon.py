@@ -98,7 +98,8 @@ def supervised_contrast(online: Branch, target: Branch, labels: Tensor, temperat
     crossings(online, target)
     with full_precision(online.projections[0]):
         keys = torch.cat([unit(projection) for projection in target.projections])
-        labels = labels.to(keys.device)
+        # A few kilobytes are staged by the driver: the host need not wait for the device.
+        labels = labels.to(keys.device, non_blocking=True)
         count, views = len(labels), len(target.projections)
         friends = (labels[:, None] == labels).repeat(1, views)
         itself = torch.eye(count * views, dtype=torch.bool, device=keys.device)

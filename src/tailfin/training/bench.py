@@ -190,31 +190,38 @@ def _phases(setup: Setup, seconds: float) -> dict[str, float]:
     step = Step(setup, watch)
     rows = []
     end = None
-    for number, batch in enumerate(_batches(setup)):
+    batches = _batches(setup, _feed(setup))
+    for number in range(WARM_UP + MOST):
         watch.seconds = dict.fromkeys(PHASES, 0.0)
+        with watch("data"):
+            batch = next(batches)
         step(batch, number)
-        watch.seconds["data"] += batch.waited
         if number >= WARM_UP:
             end = end or time.perf_counter() + seconds
             rows.append(watch.seconds)
-            if len(rows) >= MOST or (len(rows) >= FEWEST and time.perf_counter() > end):
+            if len(rows) >= FEWEST and time.perf_counter() > end:
                 break
     watch.remove()
     return {name: median(row[name] for row in rows) for name in PHASES}
 
 
-def _batches(setup: Setup) -> Iterator[Batch]:
-    """Batches without end, in the run's order."""
+def _feed(setup: Setup) -> Feed:
     config, device = setup.config, setup.execution.device
+    return Feed(setup.data.train, batch_size=config.batch_size, seed=config.seed, device=device)
+
+
+def _batches(setup: Setup, feed: Feed) -> Iterator[Batch]:
+    """Batches without end, in the run's order."""
     while True:
-        feed = Feed(setup.data.train, batch_size=config.batch_size, seed=config.seed, device=device)
         yield from feed.batches(0, setup.total_steps)
 
 
 def _in_turn(setups: Mapping[str, Setup], seconds: float) -> dict[str, list[float]]:
     """Seconds of a step of each, in turn: what slows the machine for a while slows all of them alike."""
     steps = {name: Step(setup) for name, setup in setups.items()}
-    batches = {name: _batches(setup) for name, setup in setups.items()}
+    # One feed for all: each keeps the images on a GPU where they fit.
+    feed = _feed(next(iter(setups.values())))
+    batches = {name: _batches(setup, feed) for name, setup in setups.items()}
     times: dict[str, list[float]] = {name: [] for name in setups}
     end = None
     for turn in range(WARM_UP + MOST):

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import math
 import re
 import resource
 import sys
@@ -131,6 +132,8 @@ def fastest(
         for _ in range(repeats + 1)
     ]
     times = [min(column) for column in zip(*rounds[1:], strict=True)]
+    if min(times) == math.inf:
+        raise torch.OutOfMemoryError("no precision and memory format fits in the device's memory")
     best, least = candidates[0], times[0]
     for candidate, seconds in zip(candidates[1:], times[1:], strict=True):
         if seconds * (GAIN if candidate.precision != best.precision else 1.02) < least:
@@ -139,13 +142,17 @@ def fastest(
 
 
 def _seconds(execution: Execution, model: nn.Module, example: Tensor) -> float:
-    images = execution.images(example.to(execution.device))
-    _wait(execution.device)
-    start = time.perf_counter()
-    with execution.autocast():
-        output = model(images)
-    output.float().square().mean().backward()
-    _wait(execution.device)
+    """Of forward and backward; infinite where they do not fit in memory, as fp32 may where bf16 does."""
+    try:
+        images = execution.images(example.to(execution.device))
+        _wait(execution.device)
+        start = time.perf_counter()
+        with execution.autocast():
+            output = model(images)
+        output.float().square().mean().backward()
+        _wait(execution.device)
+    except torch.OutOfMemoryError:
+        return math.inf
     return time.perf_counter() - start
 
 

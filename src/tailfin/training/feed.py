@@ -67,9 +67,10 @@ class Feed:
 
     def _fetch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, order(len(self.images), self.seed, epoch))
-        index = self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        known = self._order  # read once: another thread may serve another epoch of the same feed
+        if known[0] != epoch:
+            known = self._order = (epoch, order(len(self.images), self.seed, epoch))
+        index = known[1][place * self.batch_size : (place + 1) * self.batch_size]
         images = self.images.index_select(0, send(index, self.images.device))
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()
