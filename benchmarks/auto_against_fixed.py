@@ -1,15 +1,15 @@
 """What `--momentum auto` chooses, and how far that lies from the best fixed placement of finished studies.
 
 A run with auto equals, to the bit, a run with the placement that it chose: so its accuracy is that of the study's own
-run with the same seed, and only the measured phase is run here.
+run with the same seed, and only the measured phase is run here. Beside it stands what the projector would have given
+each time, the choice that needs no phase.
 
 python benchmarks/auto_against_fixed.py results/cpu-placement results/cpu-shapes --data cifar10=PATH
 """
 
 import argparse
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -17,19 +17,23 @@ from typing import Any
 
 from common import save
 
+from tailfin.momentum.placement import PROJECTOR
 from tailfin.study import cells, table
-from tailfin.study.statistics import paired
+from tailfin.study.arms import Arm, Context, contexts
+from tailfin.study.design import Row
+from tailfin.study.statistics import Difference, paired
 from tailfin.training.advice import advise
+from tailfin.training.config import Config
 from tailfin.training.device import find_device, keep_freed_memory
 from tailfin.training.setup import load_data
 
-Arms = dict[str, dict[int, dict[str, Any]]]
-"""Rows of the table by placement and seed."""
 CONTROLS = ("none", "stopgrad")
+COMPUTING = ("device", "precision", "memory_format")
+"""Settings that the rows of a group may differ in, beside placement and seed; every other one tells groups apart."""
 
 
 def main() -> None:
-    """Print, for each method and data set, the choice of each seed beside the best fixed placement."""
+    """Print, for each group of runs, the choice of each seed beside the best fixed placement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("studies", type=Path, nargs="+")
     parser.add_argument("--data", nargs="*", default=[], help="where the images lie, NAME=PATH")
@@ -37,54 +41,102 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     keep_freed_memory()
-    figures = {name: compare(name, arms, asked.data) for name, arms in groups(asked.studies, asked.decay)}
+    rows = [row for folder in asked.studies for row in table.read(folder).values()]
+    found = {context.name: compare(context, asked.data) for context in groups(rows, asked.decay)}
+    figures = {name: each for name, each in found.items() if each is not None}
     for against in ("momentum", "all"):
-        within = [each[against]["within"] for each in figures.values()]
-        print(f"against the best of {against}: no difference found in {sum(within)} of {len(within)}")
+        for who in ("auto", PROJECTOR):
+            within = [each[against][who]["within"] for each in figures.values()]
+            print(
+                f"{who} against the best of {against}: no difference found in {sum(within)} of {len(within)}"
+            )
     save("auto-against-fixed", find_device("cpu"), figures, asked.out)
 
 
-def groups(studies: Sequence[Path], decay: float) -> list[tuple[str, Arms]]:
-    """Final rows that differ in placement and seed alone; tails and the controls, for auto chooses tails."""
-    found: dict[str, Arms] = defaultdict(lambda: defaultdict(dict))
-    for row in (row for folder in studies for row in table.read(folder).values()):
-        config = cells.from_settings(row["settings"])
-        if config is None or row["stage"] == table.SELECTION or config.decay not in (None, decay):
-            continue
-        tail = config.momentum in (*CONTROLS, "all", "projector") or config.momentum.endswith(":")
-        if tail:
-            found[f"{config.method} on {config.data}"][config.momentum][config.seed] = row
-    return list(found.items())
+def groups(rows: Sequence[Row], decay: float) -> list[Context]:
+    """Final rows that differ in placement, seed and computing alone; tails and the controls, for auto chooses tails.
+
+    Raises:
+        SystemExit: Two runs of one placement and seed that differ in what they were computed with.
+    """
+    read = [(cells.from_settings(row["settings"]), row) for row in rows if row["stage"] != table.SELECTION]
+    known = [(c, row) for c, row in read if c is not None and c.decay in (None, decay) and _is_tail(c)]
+    configs = [config for config, _ in known]
+    told = cells.telling(configs, set(cells.varying(configs)) - {"seed", *COMPUTING})
+    keys = dict.fromkeys(("method", "data", *cells.MOMENTUM, *told))
+    arms: dict[str, Arm] = {}
+    for config, row in known:
+        settings = {key: getattr(config, key) for key in keys}
+        arm = arms.setdefault(repr(settings), Arm("", settings, {}))
+        other = arm.rows.get(config.seed, row)
+        if other["fingerprint"] != row["fingerprint"]:
+            raise SystemExit(
+                f"two runs of {arm.what}, {arm.momentum}, seed {config.seed} differ in one of "
+                f"{', '.join(COMPUTING)} alone: leave one of the studies out"
+            )
+        arms[repr(settings)] = replace(arm, rows={**arm.rows, config.seed: row})
+    return contexts(list(arms.values()))
 
 
-def compare(name: str, arms: Arms, data: Sequence[str]) -> dict[str, Any]:
-    """One method on one data set: choices, their cost, and the difference to the best fixed placement."""
-    seeds = sorted(set.intersection(*(set(rows) for rows in arms.values())))
+def _is_tail(config: Config) -> bool:
+    return config.momentum in (*CONTROLS, "all", PROJECTOR) or config.momentum.endswith(":")
+
+
+def compare(context: Context, data: Sequence[str]) -> dict[str, Any] | None:
+    """One group: choices, their cost, the differences to the best fixed placement; None where runs are missing."""
+    arms = context.arms
     placed = [key for key in arms if key not in CONTROLS]
-    example = cells.from_settings(arms[placed[0]][seeds[0]]["settings"])
-    assert example is not None
-    location = dict(each.split("=", 1) for each in data).get(example.data, example.data)
+    seeds = sorted(set.intersection(*(set(arm.rows) for arm in arms.values())))
+    if not {"stopgrad", PROJECTOR} <= arms.keys() or not seeds:
+        print(f"{context.name}: left out, for it needs stopgrad, {PROJECTOR} and a seed that all arms have")
+        return None
     choices, shares = {}, []
     for seed in seeds:
-        config = replace(example, momentum="auto", seed=seed, data=location)
+        example = cells.from_settings(arms[PROJECTOR].rows[seed]["settings"])
+        assert example is not None
+        location = dict(each.split("=", 1) for each in data).get(example.data, example.data)
+        config = replace(example, momentum="auto", data=location)
         images = load_data(config, find_device(config.device))
         start = time.perf_counter()
         choices[seed] = advise(config, images).placement
-        shares.append((time.perf_counter() - start) / arms["stopgrad"][seed]["seconds"])
-    auto = {seed: arms[choice][seed]["linear"] for seed, choice in choices.items() if choice in arms}
-    print(f"{name}: {choices}; the phase takes {100 * median(shares):.1f} % of a run")
+        shares.append((time.perf_counter() - start) / arms["stopgrad"].rows[seed]["seconds"])
+    linear = {key: {seed: arm.rows[seed]["linear"] for seed in seeds} for key, arm in arms.items()}
+    ours = {
+        "auto": {seed: linear[choice][seed] for seed, choice in choices.items() if choice in arms},
+        PROJECTOR: linear[PROJECTOR],
+    }
+    print(f"{context.name}: {choices}; the phase takes {100 * median(shares):.1f} % of a run")
     found: dict[str, Any] = {"choices": choices, "phase_share": shares}
     for against, keys in (("momentum", placed), ("all", list(arms))):
-        means = {key: fmean(arms[key][seed]["linear"] for seed in seeds) for key in keys}
+        means = {key: fmean(linear[key].values()) for key in keys}
         best = max(means, key=lambda key: means[key])
-        difference = paired(auto, {seed: arms[best][seed]["linear"] for seed in auto})
-        within = len(auto) == len(seeds) and difference.low is not None and difference.high >= 0
-        found[against] = {"best": best, "means": means, "within": within, **asdict(difference)}
-        print(
-            f"  best of {against}: {best}, {means[best]:.2f} %; auto - best {difference.mean:+.2f} points, "
-            f"{difference.low} to {difference.high}, n = {difference.n} of {len(seeds)}"
-        )
+        print(f"  best of {against}: {best}, {means[best]:.2f} %")
+        found[against] = {"best": best, "means": means}
+        same = {"auto": all(each == best for each in choices.values()), PROJECTOR: best == PROJECTOR}
+        for who, values in ours.items():
+            found[against][who] = figures = judged(values, linear[best], same[who])
+            print(f"    {who} - best: {told(figures, len(seeds))}")
     return found
+
+
+def judged(values: Mapping[int, float], best: Mapping[int, float], same: bool) -> dict[str, Any]:
+    """The difference to the best, and how large a one could have been found: half the width of its interval."""
+    difference: Difference = paired(values, best)
+    low, high = difference.low, difference.high
+    half = None if low is None or high is None else (high - low) / 2
+    within = len(values) == len(best) and high is not None and high >= 0
+    words = "the same runs" if same else difference.words
+    return {**asdict(difference), "half_width": half, "within": within, "words": words}
+
+
+def told(figures: Mapping[str, Any], seeds: int) -> str:
+    """The figures of `judged` in a line."""
+    if figures["half_width"] is None:
+        return f"{figures['words']}, n = {figures['n']} of {seeds}"
+    return (
+        f"{figures['mean']:+.2f} points, n = {figures['n']} of {seeds}: {figures['words']}, half-width of the "
+        f"interval {figures['half_width']:.2f}"
+    )
 
 
 if __name__ == "__main__":

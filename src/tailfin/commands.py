@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from tailfin import backbones, methods
+from tailfin import methods
 from tailfin.data.types import Dataset
 from tailfin.errors import UserError
 from tailfin.files import write_atomically, write_json
 from tailfin.momentum.cost import part_flops
-from tailfin.momentum.placement import PROJECTOR, Placement
-from tailfin.training import checkpoint
+from tailfin.momentum.placement import Placement
+from tailfin.training import checkpoint, misfits
 from tailfin.training import config as settings
 from tailfin.training.advice import Advice, advise
 from tailfin.training.config import Config
@@ -24,10 +24,10 @@ from tailfin.training.device import Execution, find_device, keep_freed_memory
 from tailfin.training.folder import RunFolder
 from tailfin.training.judging import Judge, Subject, device_name, judging_seed, scores
 from tailfin.training.loop import Diverged, Loop, Stopped
+from tailfin.training.misfits import AUTO
 from tailfin.training.progress import best
-from tailfin.training.setup import Setup, build, load_data, make_method, prepare
+from tailfin.training.setup import Setup, build, load_data, prepare
 
-AUTO = "auto"
 MOST_NAMED = 20
 """Unreadable images that are named on the screen; the list in the run folder holds them all."""
 
@@ -80,18 +80,8 @@ def check(config: Config) -> None:
     Raises:
         UserError: An unknown method, device, backbone or part.
     """
-    method = methods.load(config.method)
     find_device(config.device)
-    name = config.backbone or backbones.NARROW
-    parts = backbones.create_parts(name, image_size=config.image_size or 64)
-    recipe = method.recipe_at(config.image_size or 64)
-    text = recipe.placement if config.momentum in ("published", AUTO) else config.momentum
-    placement = Placement.parse(text, (*parts.names, PROJECTOR))
-    if config.through and not 0 < placement.fork < len(placement.names):
-        raise UserError(
-            f"--through needs parts before the first one with momentum; --momentum {text} has none"
-        )
-    make_method(method, config, features=512, images=2)
+    misfits.find(config, image_size=64)
 
 
 def _train(config: Config, folder: RunFolder) -> int:
@@ -121,6 +111,7 @@ def _train(config: Config, folder: RunFolder) -> int:
 def _advised(config: Config, data: Dataset, folder: RunFolder) -> str:
     advice = advise(config, data)
     _say_advice(advice)
+    misfits.through(config, Placement.parse(advice.placement, [part.name for part in advice.parts]))
     write_json(folder.advice, asdict(advice))
     return advice.placement
 

@@ -35,6 +35,12 @@ def design(folder: Path, grid: str, seeds: int | None = None, **parts: str) -> D
     return Design(file.read(write(folder, grid, **parts)), COMPUTE, seeds)
 
 
+def placed_at(config: cells.Config) -> str:
+    """The placement, and where that is auto what the run of this seed chose."""
+    chosen = "layer4:" if config.seed == 1 else "projector"
+    return chosen if config.momentum == "auto" else config.momentum
+
+
 def result(
     cell: Cell,
     linear: float,
@@ -44,7 +50,7 @@ def result(
 ) -> dict[str, Any]:
     """What a run's result.json holds, as far as the table reads it."""
     names = cells.part_names(cell.config.backbone or "resnet10w16", 32)
-    placed = Placement.parse(cell.config.momentum, names).placed
+    placed = Placement.parse(placed_at(cell.config), names).placed
     fork = names.index(placed[0]) if placed else len(names)
     share = (len(names) - fork) / len(names)
     held = {"knn": linear - 1, "linear": linear}

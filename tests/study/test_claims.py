@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tailfin.study.design import Design
 from tailfin.study.file import read
 from tailfin.training.config import Config
 
-from .synthetic import Fluctuation, Rule, design, rows, write
+from .synthetic import Fluctuation, Rule, design, placed_at, rows, write
 
 GRID = """
 [grid]
@@ -184,6 +185,47 @@ def test_c2(tmp_path: Path, direction: float, state: str) -> None:
     else:
         # A tenth calmer brings 20 x 0.1 = 2 points.
         assert f"{direction * 2:+.1f}" in found.findings[0].evidence[0]
+
+
+def test_c6_tells_the_share_predicted_and_measured_and_no_seconds(tmp_path: Path) -> None:
+    def measured(config: Config) -> float:
+        return {"projector": 0.02, "all": 1.0}.get(config.momentum, 0.0) + 0.002 * config.seed
+
+    [finding] = verdict(tmp_path, "C6", noisy(by()), cost=measured).findings
+    assert len(finding.evidence) == 4
+    # One of six equal parts; the mean of 2.0, 2.2, 2.4 and 2.6 %, and t(0.975, 3) s / 2 is 0.41.
+    words = (
+        "projector: target path 16.7 % of a forward's FLOPs predicted, 2.3 % [1.9, 2.7] of its time measured"
+    )
+    assert words in finding.evidence
+    assert not any(" s of training" in line for line in finding.evidence)
+
+
+def test_a_run_with_auto_is_no_further_point_of_c2(tmp_path: Path) -> None:
+    def twin(config: Config, part: int) -> float:
+        return calming(replace(config, momentum=placed_at(config)), part)
+
+    def gain(config: Config) -> float:
+        return 4.0 + 20 * (1 - twin(config, 0) / calming(Config(seed=config.seed), 0))
+
+    def linear(config: Config) -> float:
+        return noisy(gain, 0.1)(replace(config, momentum=placed_at(config)))
+
+    fixed = verdict(tmp_path, "C2", linear, twin)
+    both = verdict(tmp_path, "C2", linear, twin, grid=GRID.replace('"all"]', '"all", "auto"]'))
+    assert both == fixed
+    assert fixed.state == "supported"
+
+
+def test_the_table_of_arms_says_what_auto_chose(tmp_path: Path) -> None:
+    study = design(tmp_path, GRID.replace('"all"]', '"auto", "all"]'))
+    made = rows(study, noisy(by()))
+    found = summary.content(study, study.progress(made), made, [], "tailfin study x").arms
+    place = list(found.heads).index("placement")
+    names = [row[place] for row in found.rows]
+    assert names == [
+        "none", "stopgrad", "stem", ":layer1", "all", "layer4:", "projector", "auto (projector 3, layer4: 1)"
+    ]  # fmt: skip
 
 
 def test_one_seed_tests_nothing_but_shows_its_figures(tmp_path: Path) -> None:

@@ -325,6 +325,16 @@ def test_a_plan_measures_and_runs_nothing(tailfin: Run, photos: Path, tmp_path: 
     assert not (tmp_path / "results").exists()
 
 
+def test_a_cell_that_chooses_its_placement_is_measured_as_all(
+    tailfin: Run, photos: Path, tmp_path: Path
+) -> None:
+    # The precision is open and auto comes first: both what settles it and the plan have to measure it.
+    write(tmp_path, REAL + 'through = true\n[grid]\nmomentum = ["auto"]\nseed = [0]\n')
+    code, said, err = tailfin("study", "s.toml", "--plan", "--jobs", "1")
+    assert (code, err) == (0, "")
+    assert re.search(r"^simclr-auto-seed0 +to do +\d", said, re.MULTILINE), said
+
+
 def test_compute_is_settled_once(
     tailfin: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +363,7 @@ def test_the_file_in_the_documentation_is_sound(tmp_path: Path) -> None:
     assert block is not None
     (tmp_path / "s.toml").write_text(block[1])
     study = Design(read_study(tmp_path / "s.toml"), Compute("cpu", "fp32", "contiguous"))
-    assert len(study.progress({}).selection) == 2 * 3 * 4
+    assert len(study.progress({}).selection) == 2 * 3 * 4 * 3  # methods, placements, values and seeds
     assert {each.momentum for each in study.control_of(study.variants[0])} == {"stopgrad"}
 
 
@@ -373,6 +383,11 @@ def test_what_another_study_finished_is_not_run_again(tailfin: Run, tmp_path: Pa
     code, said, _ = tailfin("study", write(tmp_path, SETTINGS + wider, "w.toml"), "--reuse", "results/s")
     assert code == 0
     assert "results/w: 2 cells to do, 8 done; " in said
+    # The made-up training says torch 2, and nothing of the code.
+    assert re.search(
+        r"^finished cells were not computed with what .* source not recorded in 8, now ", said, re.M
+    )
+    assert re.search(r"torch 2 in 8, now 2\.\d", said)
     first, second = (table.read(tmp_path / "results" / name) for name in "sw")
     assert first.items() <= second.items()
     code, said, _ = tailfin("study", "w.toml")  # the rows are its own from then on

@@ -256,3 +256,31 @@ def test_a_value_whose_run_failed_is_not_chosen(tmp_path: Path) -> None:
 def test_auto_is_a_placement_that_each_run_chooses(tmp_path: Path) -> None:
     found = design(tmp_path, '[grid]\nmomentum = ["auto", "all"]\n')
     assert sorted(v.momentum for v in found.variants) == ["all", "auto", "none", "stopgrad"]
+
+
+def test_auto_goes_with_through_for_every_tail_it_chooses_but_all_leaves_parts(tmp_path: Path) -> None:
+    found = design(tmp_path, '[grid]\nmomentum = ["auto"]\nthrough = [true]\n')
+    assert [(v.momentum, v.through) for v in found.variants] == [("auto", True)]
+
+
+def test_cells_of_auto_are_told_by_the_rule_that_chooses_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto, fixed = (cells.canonical(Config(momentum=name), COMPUTE) for name in ("auto", "all"))
+    before = cells.fingerprint(auto), cells.fingerprint(fixed)
+    kept = cells.settings(auto)
+    assert cells.from_settings(kept) == auto
+    monkeypatch.setattr(cells, "RULE", cells.RULE + 1)
+    assert cells.fingerprint(auto) != before[0]
+    assert cells.fingerprint(fixed) == before[1]
+    assert cells.from_settings(kept) is None
+    kept.pop("auto_rule")  # a row from before the rule had a number
+    assert cells.from_settings(kept) is None
+
+
+def test_fingerprints_stay_what_they_are() -> None:
+    byol = Config(
+        data="cifar10", method="byol", momentum="all", decay=0.99, backbone="resnet10w16", crop_min=0.2, epochs=6,
+        limit=20000, optimizer="sgd", lr=0.6, weight_decay=0.0005, warmup_epochs=1.8, precision="bf16",
+        memory_format="channels_last", device="cpu",
+    )  # fmt: skip
+    # As in the tables that are kept: another value would make every finished run of every study an unknown one.
+    assert cells.fingerprint(cells.canonical(byol, COMPUTE)) == "07b31a581b"

@@ -99,7 +99,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ),
         (
             HEAD + '[grid]\nthrough = [true]\nmomentum = ["all"]\n',
-            "line 5, .grid.: through needs parts before",
+            "line 5, .grid.: --through needs parts before .*--momentum all has none",
         ),
         (
             HEAD + "[grid]\nmethod_options = [{ temprature = 1 }]\n",

@@ -117,3 +117,15 @@ def test_a_row_is_found_again_whichever_way_its_numbers_are_written(tmp_path: Pa
     (tmp_path / "cells").mkdir()
     found = table.add(tmp_path, {cell.fingerprint: table.row(cell, result(cell, 50.0))})
     assert set(found) == {cell.fingerprint} == set(table.read(tmp_path))
+
+
+def test_a_run_by_an_older_rule_of_auto_keeps_its_row_and_is_no_cell_of_today(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = design(tmp_path, '[grid]\nmomentum = ["auto"]\n')
+    [old] = made = rows(study, lambda c: 50.0)
+    table.add(out, made)
+    assert set(table.read(out)) == {old}
+    monkeypatch.setattr(cells, "RULE", cells.RULE + 1)
+    assert set(table.read(out)) == {old}
+    assert [cell.fingerprint for cell in study.progress(table.read(out)).cells] != [old]

@@ -1,12 +1,15 @@
 """Arms of a study: the same settings over several seeds, and the contexts in which placements are compared."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tailfin.momentum.placement import Placement
 from tailfin.study import cells
 from tailfin.study.design import Row
+from tailfin.training.misfits import AUTO
 
 SMALL_SIDE = 32
 """Pixels, of data whose size a study leaves open; see `cells.SMALL`."""
@@ -40,8 +43,18 @@ class Arm:
 
     @property
     def placed(self) -> tuple[str, ...]:
-        """The parts with momentum weights."""
+        """The parts with momentum weights; with auto those of one of its runs, see `label`."""
         return self._words("momentum_parts")
+
+    @property
+    def label(self) -> str:
+        """The placement, and for auto what its runs chose, such as "auto (layer4: 2, projector 1)"."""
+        if self.momentum != AUTO or not self.rows:
+            return self.momentum
+        chosen = [tuple(str(row["momentum_parts"]).split()) for row in self.rows.values()]
+        names = [cells.shortest(Placement("", self.parts, placed), False) for placed in chosen]
+        counts = sorted(Counter(names).items(), key=lambda each: (-each[1], each[0]))
+        return f"{AUTO} ({', '.join(f'{name} {count}' for name, count in counts)})"
 
     @property
     def what(self) -> str:
@@ -86,12 +99,15 @@ class Context:
     image_size: int
     arms: Mapping[str, Arm]
 
+    @property
+    def placed(self) -> list[Arm]:
+        """The arms with momentum in parts fixed beforehand; a run with auto is the twin of one of theirs."""
+        return [arm for arm in self.arms.values() if arm.placed and arm.momentum != AUTO]
+
     def early_and_late(self) -> tuple[list[Arm], list[Arm]]:
         """The arms with momentum in the first half of the parts alone, and in the last half alone."""
         early, late = [], []
-        for arm in self.arms.values():
-            if arm.momentum == cells.AUTO:
-                continue
+        for arm in self.placed:
             places = [arm.parts.index(part) for part in arm.placed]
             if places and max(places) < len(arm.parts) / 2:
                 early.append(arm)
@@ -105,9 +121,11 @@ class Context:
 
 
 def depth(arm: Arm) -> tuple[float, ...]:
-    """Sorts arms from those without momentum over the input to the end."""
+    """Sorts arms from those without momentum over the input to the end, and auto, which is at no one place, last."""
     if not arm.placed:
         return (-1.0, float(arm.momentum != "none"), 0.0)
+    if arm.momentum == AUTO:
+        return (math.inf, 0.0, 0.0)
     places = [arm.parts.index(part) for part in arm.placed]
     return (min(places) + max(places), float(len(places)), float(places[0]))
 

@@ -4,10 +4,8 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -16,17 +14,19 @@ from tailfin import backbones, methods
 from tailfin.data.types import ImageSet
 from tailfin.errors import UserError
 from tailfin.momentum.placement import PROJECTOR, Placement
-from tailfin.training import setup
+from tailfin.training import misfits, setup
 from tailfin.training.config import FORMAT, HARMLESS, Config, from_dict
 from tailfin.training.device import MemoryFormat, Precision
+from tailfin.training.misfits import AUTO, Misfit, blaming, part_names
 
 MATTERING = tuple(field.name for field in dataclasses.fields(Config) if field.name not in HARMLESS)
 FLOATS = tuple(name for name, kind in get_type_hints(Config).items() if float in (kind, *get_args(kind)))
 LATER = ("local_views", "local_size", "gap")
 """Settings that came after the first studies: at their defaults they leave a fingerprint as it was, and so the
 folders of runs that had not ended."""
-AUTO = "auto"
-"""The placement that each run chooses for itself; what it chose is in its result."""
+RULE = 2
+"""Of `auto`, part of what its cells are told by: raised with every change of what training/advice.py chooses, so that
+runs by two rules are never one cell. Rows without a number are by the rules before numbers were kept."""
 MOMENTUM = ("momentum", "decay", "decay_end", "buffers", "through")
 """Settings that say where momentum is and how it moves; the rest of a cell is what placements are compared in."""
 
@@ -73,48 +73,19 @@ class Cell:
         return f"{self.name}-{self.fingerprint}"
 
 
-class Misfit(Exception):
-    """Settings that do not go together: the one to name, and what is wrong."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-
-
 def check(config: Config) -> None:
     """Find wrong names and settings that do not fit each other before any image is read.
 
     Raises:
         Misfit: Naming the setting.
     """
-    with _blaming("method"):
-        method = methods.load(config.method)
     if config.image_size is None and config.data not in SMALL:
         raise Misfit(
             "image_size", f"image_size is needed with data {config.data!r}: the methods' recipes depend on it"
         )
-    with _blaming("backbone"):
-        names = part_names(config.backbone or backbones.NARROW, config.image_size or 32)
-    with _blaming("momentum"):
-        recipe = method.recipe_at(config.image_size or 32)
-        text = recipe.placement if config.momentum in ("published", AUTO) else config.momentum
-        placement = Placement.parse(text, names)
-    if config.through and not 0 < placement.fork < len(names):
-        raise Misfit(
-            "through", f"through needs parts before the first one with momentum; {placement.text!r} has none"
-        )
-    with _blaming("method_options"):
-        setup.make_method(method, config, features=512, images=2)
-    with _blaming("optimizer"):
+    misfits.find(config, image_size=32)
+    with blaming("optimizer"):
         canonical(config, Compute("cpu"))
-
-
-@contextmanager
-def _blaming(key: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise Misfit(key, str(error)) from None
 
 
 def canonical(config: Config, compute: Compute) -> Config:
@@ -165,16 +136,6 @@ def shortest(placement: Placement, stop_gradient: bool) -> str:
     return f"{placed[0]}:{placed[-1]}"
 
 
-@lru_cache
-def part_names(backbone: str, image_size: int) -> tuple[str, ...]:
-    """The encoder's parts from input to output, the projector last.
-
-    Raises:
-        UserError: No such backbone, or one that cannot be split.
-    """
-    return (*backbones.create_parts(backbone, image_size=image_size).names, PROJECTOR)
-
-
 def fingerprint(config: Config, *, selects: bool = False) -> str:
     """Ten characters that differ where two runs compute something different, or one of them only helps to choose."""
     plain = Config()
@@ -187,24 +148,36 @@ def fingerprint(config: Config, *, selects: bool = False) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
+def dearest(config: Config) -> Config:
+    """What to measure in place of a cell that chooses its placement itself: the dearest one that it can choose."""
+    return replace(config, momentum="all", through=False) if config.momentum == AUTO else config
+
+
 def settings(config: Config) -> dict[str, Any]:
-    """Every setting that matters, and the settings' format, as plain values."""
+    """Every setting that matters, the settings' format, and the rule that `auto` chooses by, as plain values."""
     values = {name: getattr(config, name) for name in MATTERING}
     # A recipe's 10 and the 10.0 that a table gives back are the same number, and must be the same cell.
     values |= {
         name: float(values[name]) for name in FLOATS if name in values and isinstance(values[name], int)
     }
-    return {"format": FORMAT, **values, "method_options": dict(config.method_options)}
+    rule = {"auto_rule": RULE} if config.momentum == AUTO else {}
+    return {"format": FORMAT, **values, "method_options": dict(config.method_options), **rule}
 
 
 def from_settings(values: Mapping[str, Any]) -> Config | None:
-    """The configuration of `settings`; None where this version of tailfin reads another format or other settings.
+    """The configuration of `settings`; None where this version of tailfin reads another format or other settings, or
+    lets `auto` choose by another rule.
 
     Settings that came later take their defaults, so that a table outlives them.
     """
-    if values.get("format") != FORMAT:
+    rule = RULE if values.get("momentum") == AUTO else None
+    if values.get("format") != FORMAT or values.get("auto_rule") != rule:
         return None
-    known = {key: value for key, value in values.items() if key != "format" and value is not None}
+    known = {
+        key: value
+        for key, value in values.items()
+        if key not in ("format", "auto_rule") and value is not None
+    }
     try:
         return from_dict(known, "the table")
     except UserError:

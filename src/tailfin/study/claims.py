@@ -119,7 +119,7 @@ def _calms(context: Context) -> Finding | None:
     if isinstance(found, Finding):
         return found
     control = found[0]
-    arms = [arm for arm in context.arms.values() if arm.placed]
+    arms = context.placed
     if not any(fluctuation(control, measure) for measure in MEASURES):
         return Finding(context.name, "not tested", "no run recorded how its gradients fluctuate")
     if len(arms) < 3:
@@ -248,11 +248,14 @@ def _projector_is_cheap(context: Context) -> Finding | None:
     column = "target_cost_measured"
     cost = estimate(list(projector.values(column).values()))
     saved = paired(everything.values(column), projector.values(column))
+    # No seconds of training: runs side by side slow each other down, by what depends on their company.
     evidence = [
-        f"{name}: target path {_share(estimate(list(arm.values(column).values())))} of a forward, "
-        f"{fmean(arm.values('seconds').values()):,.0f} s of training"
+        f"{name}: target path {100 * fmean(predicted.values()):.1f} % of a forward's FLOPs predicted, "
+        f"{_share(estimate(list(measured.values())))} of its time measured"
         for name, arm in context.arms.items()
-        if name in ("none", "stopgrad", "projector", "all") and arm.values(column) and arm.values("seconds")
+        if name in ("none", "stopgrad", "projector", "all")
+        and (predicted := arm.values("target_cost_predicted"))
+        and (measured := arm.values(column))
     ]
     if cost.low is None or cost.high is None or saved.sign is None:
         return too_few(context, evidence)

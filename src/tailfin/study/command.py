@@ -10,13 +10,14 @@ from pathlib import Path
 
 from tailfin.errors import UserError
 from tailfin.files import write_atomically
-from tailfin.study import compute, file, markdown, plan, summary, table
+from tailfin.study import compute, file, markdown, origins, plan, summary, table
 from tailfin.study.cells import Cell, Compute
 from tailfin.study.compute import Kept
 from tailfin.study.design import Design, Progress, Row
 from tailfin.study.runner import CellFolders, Outcome, Runner
 from tailfin.training.config import Config
 from tailfin.training.device import find_device
+from tailfin.training.versions import versions
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Study:
             self.design = Design(self.file, self.kept.compute, self.options.seeds)
         found = self._collect()
         self.rows |= found
+        self._say_other_versions(outcome)
         jobs = self.options.jobs or compute.usual_jobs(self.kept.compute.device, self.kept.memory)
         if self.options.plan:
             progress = self.design.progress(self.rows)
@@ -140,6 +142,14 @@ class Study:
             outcome = runner.run(lambda: self._pending(runner.outcome), self._finished)
         self._report(outcome)
         return self._end(outcome)
+
+    def _say_other_versions(self, outcome: Outcome) -> None:
+        """Before cells are added to those of other code or libraries, so that nobody mixes them without knowing."""
+        known = self._progress(outcome).cells
+        done = [self.rows[cell.fingerprint] for cell in known if cell.fingerprint in self.rows]
+        words = origins.other_than(versions(), done) if len(done) < len(known) else None
+        if words:
+            _say(words)
 
     @staticmethod
     def _begun_elsewhere(folders: Sequence[Path]) -> Kept | None:

@@ -209,7 +209,11 @@ def measure(
             asked, told = Path(folder) / f"{index}.asked", Path(folder) / f"{index}.told"
             asked.write_text(
                 json.dumps(
-                    {"configs": [cells.settings(c) for c in group], "steps": steps, "judging": judging}
+                    {
+                        "configs": [cells.settings(cells.dearest(c)) for c in group],
+                        "steps": steps,
+                        "judging": judging,
+                    }
                 )
             )
             words = [sys.executable, "-m", "tailfin.study.probe", str(asked), str(told)]

@@ -10,9 +10,10 @@ from typing import Any
 
 from tailfin.errors import UserError
 from tailfin.study import cells
-from tailfin.study.cells import Cell, Compute, Misfit
+from tailfin.study.cells import Cell, Compute
 from tailfin.study.file import StudyFile
 from tailfin.training.config import Config, from_dict
+from tailfin.training.misfits import Misfit
 
 Row = dict[str, Any]
 """A finished cell's row of the table."""

@@ -6,7 +6,7 @@ from statistics import fmean
 from tailfin.report import study_plots
 from tailfin.report.plots import Plot
 from tailfin.report.study_plots import Point, Series
-from tailfin.study.arms import METRICS, Arm, Context
+from tailfin.study.arms import METRICS, Arm, Context, depth
 from tailfin.study.claims import MARGIN
 from tailfin.study.findings import MEASURES, METRIC, calm, fluctuation, gain
 from tailfin.study.statistics import Estimate, estimate
@@ -55,8 +55,8 @@ def _trend(contexts: Sequence[Context]) -> Plot | None:
             continue
         found = [
             (100 * fmean(calms.values()), _point(arm.momentum, gain(arm, control)))
-            for arm in context.ordered()
-            if arm.placed and (calms := calm(arm, control, measure)) and gain(arm, control).n
+            for arm in sorted(context.placed, key=depth)
+            if (calms := calm(arm, control, measure)) and gain(arm, control).n
         ]
         series.append((Series(context.name, [point for _, point in found]), [x for x, _ in found]))
     names = ("fluctuation less than under stopgrad (%)", "difference to stopgrad (points)")

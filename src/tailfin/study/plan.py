@@ -14,11 +14,8 @@ from tailfin.study.runner import CellFolders
 from tailfin.training.config import Config
 
 STEPS = 5
-SPEED = (
-    "data", "method", "momentum", "backbone", "image_size", "limit", "batch_size", "accumulate", "epochs",
-    "method_options",
-)  # fmt: skip
-"""Settings that the time of a run hangs on; cells that share them are measured once."""
+SAME_SPEED = ("seed", "lr", "weight_decay", "warmup_epochs", "decay", "decay_end", "crop_min", "tolerate")
+"""Settings that the time of a run does not hang on; cells that share all others are measured once."""
 
 
 def show(
@@ -89,5 +86,7 @@ def _seconds(told: Mapping[str, Any], selects: bool) -> float:
 
 
 def _speed(config: Config) -> str:
-    values = cells.settings(config)
-    return json.dumps([values[name] for name in SPEED], sort_keys=True)
+    values = cells.settings(cells.dearest(config))
+    return json.dumps(
+        {name: value for name, value in values.items() if name not in SAME_SPEED}, sort_keys=True
+    )

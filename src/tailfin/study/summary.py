@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tailfin.report.study_page import ClaimSection, StudyContent, Table
 from tailfin.report.words import setting, share
-from tailfin.study import cells
+from tailfin.study import cells, origins
 from tailfin.study.arms import METRICS, Arm, contexts, depth
 from tailfin.study.claims import CLAIMS, judge
 from tailfin.study.design import Design, Progress, Row, arm_key
@@ -67,8 +67,8 @@ def content(
         failures=[*failures, *((problem.partition(":")[0], problem) for problem in progress.problems)],
         settings=_shared(design),
         versions=[
-            *(("computed with", each) for each in sorted({row["versions"] for row in own})),
-            *(("device", each) for each in sorted({row["device"] for row in own})),
+            *origins.counted("computed with", "versions", list(arms.values()), own),
+            *origins.counted("device", "device", list(arms.values()), own),
         ],
         command=command,
     )
@@ -123,7 +123,7 @@ def _arms(arms: Sequence[Arm]) -> Table:
         rows.append(
             (
                 arm.where,
-                arm.momentum,
+                arm.label,
                 *(_plain(first["settings"].get(name)) for name in chosen),
                 ", ".join(
                     state if count == len(arm.rows) else f"{count} {state}" for state, count in states.items()
@@ -249,8 +249,8 @@ def _shared(design: Design) -> list[tuple[str, str]]:
     if "decay" in told:
         told.add("decay_end")
     rows = []
-    for name in cells.settings(moving[0]):
-        if name in ("format", "seed", *told):
+    for name in cells.MATTERING:
+        if name in ("seed", *told):
             continue
         values: dict[str, str] = {}
         for each in moving:

@@ -4,14 +4,12 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import tailfin
 from tailfin.data.split import random_subset, validation_split
 from tailfin.data.types import ImageSet
 from tailfin.evaluation.features import extract
@@ -27,6 +25,7 @@ from tailfin.training.folder import RunFolder
 from tailfin.training.monitoring import summarise
 from tailfin.training.seeds import derive, generator
 from tailfin.training.setup import Setup, build
+from tailfin.training.versions import versions
 from tailfin.views.augment import denormalise, evaluate_view
 
 VALIDATION_SHARE = 0.1
@@ -117,6 +116,7 @@ class Judge:
             setup.config.batch_size // setup.config.accumulate,
         )
         self.seed = judging_seed(setup.config.seed)
+        self.versions = versions()
         train = setup.data.train
         self.can_validate = False
         if train.labels is not None:
@@ -193,7 +193,7 @@ class Judge:
             "skipped": len(setup.data.skipped),
             "neighbour_names": names,
             "device": device_name(setup.execution.device),
-            "versions": versions(),
+            "versions": self.versions,
         }
         write_json(folder.result, result)
         return result
@@ -303,12 +303,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
-
-
-def versions() -> dict[str, str]:
-    """What the run was computed with."""
-    found = {"python": platform.python_version(), "tailfin": tailfin.__version__}
-    return found | {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
 
 
 def _both(each: Scores | None) -> tuple[float, float] | None:
