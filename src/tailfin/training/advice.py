@@ -24,6 +24,7 @@ PHASE_STEPS = 50
 choice from 12 steps on."""
 READINGS = 10
 """Looks at the probe batch, and the fewest steps of the phase of a run that has as many."""
+# Whoever changes what `advise` chooses by raises study.cells.RULE, or old runs of auto count as the new rule's.
 FEWEST_STEPS = 4
 
 
