@@ -2,27 +2,40 @@
 
 python benchmarks/decoding.py
 
-The first epoch decodes; further ones read the cache. torchvision decodes in every epoch.
+Ours decodes in the first epoch alone; a further one is a second pass over what was loaded, which lies in memory or,
+where it takes more than a third of it, in a memory-mapped cache: here by force, in arms of their own. torchvision
+decodes in every epoch. Views alone are made from batches that were picked before: a further epoch cannot take less.
+No image has a label, so that none is held out and every arm sees all of them.
 """
 
 import argparse
 import shutil
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from statistics import median
+from unittest.mock import patch
 
 import torch
-from common import ratio, save
+from common import in_turn, ratio, save, spread, words
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tailfin.data import store
 from tailfin.data.load import load
+from tailfin.data.types import ImageSet
 from tailfin.training.device import keep_freed_memory
 from tailfin.views import recipes
 from tailfin.views.augment import Augment
 from views import MEAN, STD, torchvision_of
 
-SIZE = 224
+Picked = tuple[Tensor, Tensor | None]
+
+SIZE, BATCH = 224, 64
+TORCHVISION, FURTHER, VIEWS = "torchvision, an epoch", "ours, further epoch, in memory", "views alone"
 
 
 def main() -> None:
@@ -36,35 +49,42 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         photos, cache = Path(folder) / "photos", Path(folder) / "cache"
-        write(photos, asked.images)
-        arms = {
-            "torchvision, an epoch": lambda: torchvision_epoch(photos, asked.workers),
-            "ours, first epoch": lambda: ours(photos, cache, asked.workers, fresh=True),
-            "ours, further epochs": lambda: ours(photos, cache, asked.workers, fresh=False),
-            "decoding alone": lambda: decoding_alone(photos, asked.workers),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        for turn in range(asked.rounds + 1):
-            for name, run in arms.items():
-                spent = run()
-                if turn:
-                    seconds[name].append(spent)
+        write(photos / "all", asked.images)
+        arms = arms_of(photos, cache, asked.images, asked.workers)
+        seconds = in_turn(arms, asked.rounds, torch.device("cpu"), warm=1)
     figures = {}
     for name, times in seconds.items():
-        over = ratio(seconds["torchvision, an epoch"], times)
-        figures[name] = {"images_per_second": asked.images / median(times), "over_torchvision": over}
-        print(
-            f"{name:<24}{asked.images / median(times):>8.1f} images/s, {over['median']:.2f} "
-            f"({over['low']:.2f} to {over['high']:.2f}) of torchvision",
-            flush=True,
-        )
+        rates, over = spread([asked.images / spent for spent in times]), ratio(seconds[TORCHVISION], times)
+        figures[name] = {"images_per_second": rates, "over_torchvision": over}
+        print(f"{name:<34}{rates['median']:>8.1f} images/s, {words(over)} of torchvision", flush=True)
+    share = ratio(seconds[VIEWS], seconds[FURTHER])
+    print(f"views alone take {words(share)} of a further epoch in memory, n = {asked.rounds}")
+    figures["views_of_further_epoch"] = share
     save("decoding", torch.device("cpu"), figures, asked.out)
+
+
+def arms_of(photos: Path, cache: Path, count: int, workers: int) -> dict[str, Callable[[], float]]:
+    """Seconds over every image, by arm."""
+    kept = loaded(photos, cache, count, workers)
+    mapped = loaded(photos, cache, count, workers, mapped=True)
+    picked = [batch_of(kept, rows) for rows in order(count)]
+    return {
+        TORCHVISION: partial(torchvision_epoch, photos, workers),
+        "ours, first epoch, in memory": partial(first_epoch, photos, cache / "new", count, workers),
+        "ours, first epoch, mapped": partial(first_epoch, photos, cache / "new", count, workers, mapped=True),
+        FURTHER: partial(epoch, kept),
+        "ours, further epoch, mapped": partial(epoch, mapped),
+        "ours, next run, mapped": partial(first_epoch, photos, cache, count, workers, mapped=True),
+        VIEWS: partial(views_of, picked),
+        "decoding alone": partial(decoding_alone, photos, workers),
+    }
 
 
 def write(folder: Path, count: int) -> None:
     """Pictures with detail at several scales, so that a file has a photo's size: about 60 kB."""
     from PIL import Image
 
+    folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     for place in range(count):
         picture = torch.zeros(1, 3, 400, 500)
@@ -72,9 +92,7 @@ def write(folder: Path, count: int) -> None:
             noise = torch.randn(1, 3, side, side, generator=generator)
             picture += torch.nn.functional.interpolate(noise, (400, 500), mode="bicubic") * (4 / side) ** 0.5
         pixels = (128 + 60 * picture[0]).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        path = folder / f"class{place % 2}" / f"{place:05d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, quality=85)
+        Image.fromarray(pixels).save(folder / f"{place:05d}.jpg", quality=85)
 
 
 def torchvision_epoch(photos: Path, workers: int) -> float:
@@ -84,22 +102,62 @@ def torchvision_epoch(photos: Path, workers: int) -> float:
     one = torchvision_of(recipes.simclr(SIZE)[0], SIZE, "v1")
     start = time.perf_counter()
     data = ImageFolder(str(photos), lambda image: (one(image), one(image)))
-    for _ in DataLoader(data, batch_size=64, shuffle=True, num_workers=workers):
+    for _ in DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=workers):
         pass
     return time.perf_counter() - start
 
 
-def ours(photos: Path, cache: Path, workers: int, *, fresh: bool) -> float:
-    """Seconds from the folder to two views of every image."""
-    if fresh:
+def loaded(photos: Path, cache: Path, count: int, workers: int, *, mapped: bool = False) -> ImageSet:
+    """The training images; `mapped` has the library take memory for full, so that it keeps them in its cache."""
+    full = patch.object(store, "free_memory", lambda: 0) if mapped else nullcontext()
+    with full:
+        images = load(str(photos), image_size=SIZE, seed=0, tolerate=0.0, cache=cache, workers=workers).train
+    if len(images) != count:
+        sys.exit(f"{len(images)} of {count} images were loaded")
+    if mapped and not any(cache.glob("decoded/*/images.npy")):
+        sys.exit("the images were not kept in the cache")
+    return images
+
+
+def first_epoch(photos: Path, cache: Path, count: int, workers: int, *, mapped: bool = False) -> float:
+    """Seconds from the folder to two views of every image; a cache called `new` is empty each time."""
+    if cache.name == "new":
         shutil.rmtree(cache, ignore_errors=True)
     start = time.perf_counter()
-    data = load(str(photos), image_size=SIZE, seed=0, tolerate=0.0, cache=cache, workers=workers).train
+    epoch(loaded(photos, cache, count, workers, mapped=mapped))
+    return time.perf_counter() - start
+
+
+def epoch(images: ImageSet) -> float:
+    """Seconds of a pass over loaded images."""
+    start = time.perf_counter()
+    make_views(batch_of(images, rows) for rows in order(len(images)))
+    return time.perf_counter() - start
+
+
+def views_of(batches: Sequence[Picked]) -> float:
+    """Seconds of the same without picking the images."""
+    start = time.perf_counter()
+    make_views(batches)
+    return time.perf_counter() - start
+
+
+def order(count: int) -> tuple[Tensor, ...]:
+    """The images of each batch."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(BATCH)
+
+
+def batch_of(images: ImageSet, rows: Tensor) -> Picked:
+    """Images and aspects of a batch."""
+    return images.images[rows], None if images.aspect is None else images.aspect[rows]
+
+
+def make_views(batches: Iterable[Picked]) -> None:
+    """Two views of every image."""
     augment = Augment(recipes.simclr(SIZE), size=SIZE, mean=MEAN, std=STD)
     generator = torch.Generator().manual_seed(0)
-    for rows in torch.randperm(len(data)).split(64):
-        augment(data.images[rows], generator, None if data.aspect is None else data.aspect[rows])
-    return time.perf_counter() - start
+    for images, aspect in batches:
+        augment(images, generator, aspect)
 
 
 def decoding_alone(photos: Path, workers: int) -> float:

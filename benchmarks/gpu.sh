@@ -1,20 +1,83 @@
 #!/usr/bin/env bash
-# The benchmarks on one GPU, no network: benchmarks/gpu.sh CIFAR10 [FOLDER for the JSON files]
-# CIFAR10 is a folder of its Parquet files. Peers that are not installed are left out.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# The benchmarks on one GPU, without network, the most wanted first:
+#
+#   benchmarks/gpu.sh CIFAR10 [FOLDER]                          # CIFAR10: a folder of its Parquet files
+#   GPU_ONLY="views judging" benchmarks/gpu.sh CIFAR10 [FOLDER] # these lines alone
+#   GPU_DEVICE=cpu benchmarks/gpu.sh --tiny shapes FOLDER       # every line at its least size, to see that it works
+#
+# FOLDER, benchmarks/results if it is not given, gets the JSON files and, in gpu-DEVICE.txt, what the lines print. The
+# whole ends after GPU_MINUTES (9), a line after its own seconds. After a line that fails the next one runs; at the end
+# those that failed are named, and those that were not reached, for a second call. tailfin need not be installed, but
+# what it imports must be. Peers that are not installed are left out.
+set -uo pipefail
+tiny=false
+if [ "${1:-}" = --tiny ]; then tiny=true; shift; fi
+if [ $# -lt 1 ]; then echo "usage: benchmarks/gpu.sh [--tiny] CIFAR10 [FOLDER]" >&2; exit 2; fi
+root=$(cd "$(dirname "$0")/.." && pwd)
 data=$1
-out=${2:-benchmarks/results}
-export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
-run() { echo "+ $*"; python "$@" --out "$out"; }
-run benchmarks/placement_cost.py --device cuda --backbone resnet18 --batch-size 512
-run benchmarks/placement_cost.py --device cuda --backbone resnet18 --batch-size 512 --method byol
-run benchmarks/monitor_cost.py --device cuda --backbone resnet18 --batch-size 512
-run benchmarks/momentum_update.py --device cuda
-run benchmarks/views.py --device cuda --rounds 5
-run benchmarks/loop_share.py --device cuda --batch-size 512 --steps 40
-run benchmarks/judging.py --device cuda
-if python -c "import lightly" 2>/dev/null; then
-  run benchmarks/peers.py --device cuda --data "$data" --batch-size 512 --steps 20 --workers "$(nproc)"
-fi
-python -m tailfin bench --data "$data" --backbone resnet18 --batch-size 512 --device cuda
+if [ -e "$data" ]; then data=$(realpath "$data"); fi
+out=${2:-$root/benchmarks/results}
+mkdir -p "$out" && out=$(realpath "$out") && cd "$root" || exit 1
+python=${PYTHON:-$(command -v python3 || command -v python)}
+device=${GPU_DEVICE:-cuda}
+end=$((60 * ${GPU_MINUTES:-9}))
+export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+failed=() unreached=() absent=() cores=$(nproc)
+
+wanted() { case " ${GPU_ONLY:-$1} " in *" $1 "*) ;; *) return 1 ;; esac; }
+
+# line NAME SECONDS "OPTIONS" "TINY OPTIONS" COMMAND...
+line() {
+  local name=$1 most=$2 options=$3 left=$((end - SECONDS)) words
+  if $tiny; then options=$4; fi
+  shift 4
+  if ! wanted "$name"; then return; fi
+  if [ "$left" -lt 15 ]; then unreached+=("$name"); return; fi
+  read -ra words <<<"$options"
+  echo "+ $name ${words[*]}"
+  timeout -k 10 "$((most < left ? most : left))" "$python" "$@" --device "$device" "${words[@]}" 2>&1 |
+    tee -a "$out/gpu-$device.txt" || failed+=("$name")
+}
+
+# peers NAME SECONDS "OPTIONS" "TINY OPTIONS"
+peers() {
+  if ! wanted "$1"; then return; fi
+  if "$python" -c 'import sys, importlib.util as u; sys.exit(u.find_spec("lightly") is None)' >/dev/null; then
+    line "$@" benchmarks/peers.py --out "$out" --data "$data"
+  else
+    absent+=("$1")
+  fi
+}
+
+# bench NAME SECONDS "OPTIONS" "TINY OPTIONS" SCRIPT
+bench() { line "${@:1:4}" "benchmarks/$5" --out "$out"; }
+
+: >"$out/gpu-$device.txt"
+few="--batch-size 4 --steps 1 --rounds 1 --workers 1"
+small="--backbone resnet10w4 --batch-size 4 --rounds 1"
+placements="--placements none stopgrad projector layer4: all"
+big="--backbone resnet18 --batch-size 512"
+peers peers_simclr 160 "--methods simclr --batch-size 512 --workers $cores" "--methods simclr $few"
+bench placement_cost 80 "$big --rounds 9 $placements" "$small --placements stopgrad projector" placement_cost.py
+bench loop_share 120 "--batch-size 512 --rounds 2" "--backbones resnet10w4 --batch-size 4 --steps 4 --rounds 1" \
+  loop_share.py
+peers peers_simclr_4_workers 90 "--methods simclr --batch-size 512 --workers 4" "--methods simclr $few"
+bench momentum_update 80 "--rounds 9" "--models resnet18 --step-batch 2 --rounds 1 --step-rounds 1" \
+  momentum_update.py
+line to_accuracy 270 "--backbone resnet18 --epochs 100 --limit-minutes 4" \
+  "--backbone resnet10w4 --limit 200 --batch-size 50 --epochs 1" \
+  benchmarks/to_accuracy.py --out "$out" --runs "$out/to-accuracy-runs" --data "$data"
+peers peers_byol 120 "--methods byol --batch-size 512 --rounds 2 --workers $cores" "--methods byol $few"
+peers peers_mocov2plus 120 "--methods mocov2plus --batch-size 512 --rounds 2 --workers $cores" \
+  "--methods mocov2plus $few"
+bench judging 60 "--skip-sklearn" "--tiny --skip-sklearn --rounds 1 --probe-rounds 1" judging.py
+bench placement_cost_byol 80 "--method byol $big --rounds 9 $placements" \
+  "--method byol $small --placements stopgrad projector" placement_cost.py
+bench monitor_cost 90 "$big" "$small" monitor_cost.py
+bench views 90 "--rounds 3" "--rounds 1" views.py
+bench start 90 "--rounds 3" "--rounds 1 --batch-size 8" start.py
+line bench 90 "$big" "--backbone resnet10w4 --batch-size 8 --limit 64" -m tailfin bench --data "$data"
+
+for name in ${absent[@]+"${absent[@]}"}; do echo "left out, for lightly is not installed: $name"; done
+if [ ${#unreached[@]} -gt 0 ]; then echo "not reached in time; for them: GPU_ONLY=\"${unreached[*]}\""; fi
+if [ ${#failed[@]} -gt 0 ]; then echo "failed: ${failed[*]}"; exit 1; fi

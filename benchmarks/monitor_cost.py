@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import in_turn, ratio, save
+from common import in_turn, ratio, save, spread, words
 
 from tailfin.training.config import Config
 from tailfin.training.device import find_device, keep_freed_memory
@@ -53,10 +53,11 @@ def main() -> None:
             place.mkdir()
             arms[choice] = partial(block, setup, Step(setup), Monitors(setup, RunFolder(place)))
         seconds = in_turn(arms, asked.rounds, device, warm=1)
-    figures = {name: ratio(times, seconds["none"]) for name, times in seconds.items()}
-    for name, row in figures.items():
-        spread = f"({row['low']:.4f} to {row['high']:.4f})"
-        print(f"{name:<16}{row['median']:.4f} {spread} of the time without, n = {row['n']}")
+    figures = {}
+    for name, times in seconds.items():
+        over = ratio(times, seconds["none"])
+        figures[name] = {"seconds": spread(times), "over_none": over}
+        print(f"{name:<16}{words(over, '.4f')} of the time without, n = {over['n']}", flush=True)
     save(f"monitor-cost-{asked.backbone}", device, figures, asked.out)
 
 

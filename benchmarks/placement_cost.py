@@ -5,7 +5,6 @@ python benchmarks/placement_cost.py --backbone resnet18 --batch-size 512
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 from functools import partial
@@ -13,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from common import in_turn, ratio, save
+from common import in_turn, ratio, save, spread, words
 
 from tailfin.momentum.cost import part_flops
 from tailfin.training.config import Config
@@ -22,7 +21,7 @@ from tailfin.training.feed import Batch
 from tailfin.training.setup import Setup, load_data, prepare
 from tailfin.training.step import Step
 
-HEADS = (("trunk calls", 13), ("target FLOPs", 14), ("s a step", 10), ("over stopgrad", 26), ("peak MiB", 10))
+HEADS = (("trunk calls", 13), ("target FLOPs", 14), ("s a step", 10), ("over stopgrad", 36), ("peak MiB", 10))
 PLACEMENTS = ("none", "stopgrad", "projector", "layer4:", "layer3:", "layer2:", "layer1:", "all")
 
 
@@ -33,10 +32,13 @@ def main() -> None:
     parser.add_argument("--method", default="simclr")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--placements", nargs="+", default=PLACEMENTS, help="stopgrad among them")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if "stopgrad" not in asked.placements:
+        parser.error("--placements needs stopgrad, which the others are compared with")
     device = find_device(asked.device)
     keep_freed_memory()
     config = Config(
@@ -53,7 +55,7 @@ def main() -> None:
     if asked.memory_of:
         print(peak_memory(config, asked.memory_of, device))
         return
-    setups = {name: build(config, name) for name in PLACEMENTS}
+    setups = {name: build(config, name) for name in asked.placements}
     arms = {name: partial(step, setup, Step(setup)) for name, setup in setups.items()}
     seconds = in_turn(arms, asked.rounds, device)
     rows = {}
@@ -65,15 +67,15 @@ def main() -> None:
         row = {
             "trunk_calls": trunk_calls(setup),
             "target_flops": setup.encoder.placement.cost(part_flops(setup.encoder, example)),
-            "seconds": statistics.median(seconds[name]),
+            "seconds": spread(seconds[name]),
             "over_stopgrad": compared,
             "peak_bytes": memory_of(name),
         }
         rows[name] = row
-        spread = f"{compared['median']:.3f} ({compared['low']:.3f} to {compared['high']:.3f})"
+        over = words(compared, ".3f")
         print(
-            f"{name:<11}{row['trunk_calls']:>13}{100 * row['target_flops']:>12.1f} %{row['seconds']:>10.3f}"
-            f"{spread:>26}{row['peak_bytes'] / 2**20:>10.0f}",
+            f"{name:<11}{row['trunk_calls']:>13}{100 * row['target_flops']:>12.1f} %{row['seconds']['median']:>10.3f}"
+            f"{over:>36}{row['peak_bytes'] / 2**20:>10.0f}",
             flush=True,
         )
     save(f"placement-cost-{asked.method}-{asked.backbone}", device, rows, asked.out)

@@ -1,7 +1,7 @@
 """stable-pretraining's own SimCLR recipe for CIFAR-10, timed: an arm of peers.py."""
 
 import logging
-import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,16 +10,24 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def simclr(
-    pictures: Dataset[Any], batch: int, steps: int, workers: int, device: torch.device, precision: str
-) -> float:
-    """Seconds of `steps` steps after the first, of the complete example in the README of stable-pretraining 0.1.8.
+    pictures: Dataset[Any],
+    clock: Callable[[], None],
+    *,
+    batch: int,
+    steps: int,
+    workers: int,
+    device: torch.device,
+    precision: str,
+) -> None:
+    """Steps of the complete example in the README of stable-pretraining 0.1.8.
 
     Its online probes are left out, which is to its favour, and so are its checkpoints and loggers.
 
     Args:
-        pictures: PIL images by index.
+        pictures: PIL images by index, enough for all steps.
+        clock: Called at the start of each step.
         batch: Images a step.
-        steps: Steps that are timed.
+        steps: In all.
         workers: Of the DataLoader.
         device: Where it trains.
         precision: As Lightning's Trainer takes it.
@@ -68,30 +76,26 @@ def simclr(
             "interval": "epoch",
         },
     )
-    marks: list[float] = []
 
-    class Clock(lightning.Callback):  # type: ignore[misc]
-        """Marks the start of each step."""
+    class Starts(lightning.Callback):  # type: ignore[misc]
+        """Tells the clock."""
 
         def on_train_batch_start(self, *_: Any) -> None:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            marks.append(time.perf_counter())
+            clock()
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = lightning.Trainer(
-        max_steps=steps + 2,
+        max_steps=steps,
         precision=precision,
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
-        callbacks=[Clock()],
+        callbacks=[Starts()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(module, train_dataloaders=loader)
-    return marks[1 + steps] - marks[1]
 
 
 class Labelled(Dataset[Any]):

@@ -1,6 +1,9 @@
 """How long `tailfin --help` and the first step take, each in a process of its own.
 
 python benchmarks/start.py
+
+A default first step leaves precision and memory format open, so that they are measured first; with both given it
+does not, and what is between the two is the price of the choice.
 """
 
 import argparse
@@ -8,44 +11,59 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-import torch
-from common import save
+from common import save, spread, words
+
+from tailfin.training.device import find_device
 
 FIRST_STEP = """
+import sys
 from tailfin.training.config import Config
 from tailfin.training.setup import prepare
 from tailfin.training.feed import Feed
 from tailfin.training.step import Step
-setup = prepare(Config(limit=512, momentum="projector", monitors="none", device="cpu", precision="fp32",
-                       memory_format="channels_last"))
-feed = Feed(setup.data.train, batch_size=256, seed=0, device=setup.execution.device)
+device, batch, *given = sys.argv[1:]
+chosen = dict(zip(("precision", "memory_format"), given))
+setup = prepare(Config(limit=2 * int(batch), batch_size=int(batch), momentum="projector", device=device, **chosen))
+feed = Feed(setup.data.train, batch_size=int(batch), seed=0, device=setup.execution.device)
 Step(setup)(next(feed.batches(0, 1)), 0).item()
+print(setup.config.precision, setup.config.memory_format)
 """
-COMMANDS = {
-    "python -c 'import torch'": [sys.executable, "-c", "import torch"],
-    "tailfin --help": [sys.executable, "-m", "tailfin", "--help"],
-    "first step": [sys.executable, "-c", FIRST_STEP],
-}
 
 
 def main() -> None:
     """Measure and print one row a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    figures = {}
-    for name, command in COMMANDS.items():
-        times = []
+    device = find_device(asked.device)
+    step = [sys.executable, "-c", FIRST_STEP, str(device), str(asked.batch_size)]
+    given = ("bf16" if device.type == "cuda" else "fp32", "channels_last")
+    commands = {
+        "python -c 'import torch'": [sys.executable, "-c", "import torch"],
+        "tailfin --help": [sys.executable, "-m", "tailfin", "--help"],
+        "first step, both open": step,
+        f"first step, {' and '.join(given)} given": [*step, *given],
+    }
+    figures: dict[str, Any] = {}
+    for name, command in commands.items():
+        times, said = [], []
         for _ in range(asked.rounds):
             start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
             times.append(time.perf_counter() - start)
-        figures[name] = {"median": median(times), "low": min(times), "high": max(times), "n": len(times)}
-        print(f"{name:<28}{median(times):>7.2f} s ({min(times):.2f} to {max(times):.2f})", flush=True)
-    save("start", torch.device("cpu"), figures, asked.out)
+            said.append(done.stdout.split("\n")[-2] if done.stdout else "")
+        figures[name] = row = {"seconds": spread(times)}
+        chose = ""
+        if "step" in name:
+            row["chose"] = said
+            chose = f": {', '.join(sorted(set(said)))}"
+        print(f"{name:<46}{words(row['seconds'])} s, n = {len(times)}{chose}", flush=True)
+    save("start", device, figures, asked.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """From raw files to a linear accuracy: SimCLR with momentum on the projector, by number of epochs.
 
 Each number of epochs is a whole run, its clock going from the start of the command to the probe's answer. A run that
-`--limit-minutes` stopped goes on with the same command, and its seconds add up.
+`--limit-minutes` stopped goes on with the same command, and its seconds add up. The profile of a step comes first, at
+the settings of the runs, and its time counts towards the limit.
 
 python benchmarks/to_accuracy.py --data CIFAR10 --device cuda --limit-minutes 9
 python benchmarks/to_accuracy.py --data shapes --backbone resnet10w4 --limit 200 --epochs 1 2 --target 15   # tiny
@@ -16,8 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import save
+import torch
+from common import said, save
 
+from tailfin.cli import _settings  # the runs' own words, read as the runs read them
 from tailfin.training.bench import bench
 from tailfin.training.config import Config
 from tailfin.training.device import find_device, keep_freed_memory
@@ -47,7 +50,12 @@ def main() -> None:
     for name in ("batch_size", "limit"):
         if getattr(asked, name) is not None:
             options += [f"--{name.replace('_', '-')}", str(getattr(asked, name))]
+    device = find_device(asked.device)
     asked.runs.mkdir(parents=True, exist_ok=True)
+    refuse_others(asked.runs, [*options, *asked.recipe])
+    config = _settings([*options, "--epochs", str(min(asked.epochs)), *asked.recipe], "pretrain", "")
+    figures: dict[str, Any] = {"options": said([*options, *asked.recipe]), "target": asked.target}
+    figures["profile"] = profile(asked.runs / "profile.json", config, device)
     rows: dict[str, Any] = {}
     for epochs in sorted(asked.epochs):
         folder = asked.runs / f"epochs{epochs}"
@@ -75,11 +83,18 @@ def main() -> None:
     elif rows:
         best = max(row["linear"] for row in rows.values())
         print(f"{asked.target:g} % not reached: {best:.2f} % is the most")
-    device = find_device(asked.device)
-    figures = {"options": options + asked.recipe, "target": asked.target, "runs": rows}
-    if time.monotonic() < deadline:
-        figures["profile"] = profile(asked, device)
-    save(f"to-accuracy-{Path(asked.data).name}-{asked.backbone}", device, figures, asked.out)
+    figures["runs"] = rows
+    name = f"to-accuracy-{Path(asked.data).name}-{Path(config.method).name}-{config.backbone}"
+    save(name, device, figures, asked.out)
+
+
+def refuse_others(folder: Path, options: list[str]) -> None:
+    """Stop where the folder holds runs of other options: a finished one would stand for one that was never made."""
+    path = folder / "options.json"
+    if not path.exists():
+        path.write_text(json.dumps(options))
+    elif (before := json.loads(path.read_text())) != options:
+        sys.exit(f"--runs {folder} holds runs with other options: {' '.join(before)}")
 
 
 def run(folder: Path, options: list[str], deadline: float) -> bool:
@@ -110,22 +125,20 @@ def clock_of(folder: Path) -> Path:
     return folder.with_suffix(".seconds")
 
 
-def profile(asked: argparse.Namespace, device: Any) -> dict[str, Any]:
-    """Seconds of each phase of a step."""
-    keep_freed_memory()
-    config = Config(
-        data=asked.data,
-        backbone=asked.backbone,
-        device=asked.device,
-        momentum="projector",
-        limit=asked.limit,
-        **({} if asked.batch_size is None else {"batch_size": asked.batch_size}),
-    )
-    found = bench(config, load_data(config, device), seconds=2.0)
-    total = sum(found.phases.values())
-    shares = ", ".join(f"{name} {100 * seconds / total:.1f} %" for name, seconds in found.phases.items())
-    print(f"a step of {1e3 * total:.1f} ms: {shares}")
-    return {"phases": found.phases, "images_per_second": found.images_per_second}
+def profile(path: Path, config: Config, device: torch.device) -> dict[str, Any]:
+    """Seconds of each phase of a step, measured once for the runs of a folder."""
+    if not path.exists():
+        keep_freed_memory()
+        found = bench(config, load_data(config, device), seconds=2.0)
+        row = {"phases": dict(found.phases), "images_per_second": found.images_per_second}
+        path.write_text(json.dumps(row))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    row = json.loads(path.read_text())
+    total = sum(row["phases"].values())
+    shares = ", ".join(f"{name} {100 * seconds / total:.1f} %" for name, seconds in row["phases"].items())
+    print(f"a step of {1e3 * total:.1f} ms: {shares}", flush=True)
+    return row  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

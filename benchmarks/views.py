@@ -8,11 +8,10 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from common import in_turn, ratio, save
+from common import in_turn, ratio, save, spread, words
 from torch import Tensor
 
 from tailfin.training.device import find_device, keep_freed_memory
@@ -43,12 +42,11 @@ def main() -> None:
         arms = arms_of(images, recipe, size, device)
         seconds = in_turn(arms, asked.rounds, device)
         for name, times in seconds.items():
-            row = {"views_per_second": count / median(times), "ours_over_it": ratio(times, seconds["ours"])}
-            figures[f"{size} px, {name}"] = row
-            spread = row["ours_over_it"]
+            rates, over = spread([count / spent for spent in times]), ratio(times, seconds["ours"])
+            figures[f"{size} px, {name}"] = {"views_per_second": rates, "ours_over_it": over}
             print(
-                f"{size:>4} px  {name:<20}{row['views_per_second']:>10,.0f} views/s; ours is {spread['median']:.1f} "
-                f"({spread['low']:.1f} to {spread['high']:.1f}) times as fast",
+                f"{size:>4} px  {name:<20}{rates['median']:>10,.0f} views/s; ours is {words(over, '.1f')} times as "
+                f"fast, n = {len(times)}",
                 flush=True,
             )
     save("views", device, figures, asked.out)

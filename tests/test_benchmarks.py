@@ -1,11 +1,115 @@
 """Benchmarks that wait for a GPU run at a tiny size on the CPU, so that they are known to work when there is one."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "benchmarks"
+CPU = torch.device("cpu")
+QUICK = ("loop_share", "momentum_update", "judging")
+"""Lines of gpu.sh whose tiny form takes some seconds each; all of them take two minutes of one core."""
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """benchmarks/common.py."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import common
+
+    yield common
+    del sys.modules["common"]
+
+
+def gpu(
+    *words: str, python: str = sys.executable, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """benchmarks/gpu.sh."""
+    given = {"PYTHON": python, "GPU_DEVICE": "cpu", "GPU_MINUTES": "30", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(FOLDER / "gpu.sh"), *words],
+        env={**os.environ, **given, **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """What each JSON file of a folder holds."""
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> str:
+    """A program in place of Python that prints its words and fails for loop_share.py."""
+    path = tmp_path / "stub"
+    path.write_text('#!/bin/sh\necho "$@"\ncase "$1" in *loop_share.py) exit 3 ;; esac\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_quick_lines_of_the_gpu_set(tmp_path: Path) -> None:
+    done = gpu("--tiny", "shapes", str(tmp_path), GPU_ONLY=" ".join(QUICK))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = saved(tmp_path)
+    assert set(found) == {"loop-share-resnet10w4-cpu", "momentum-update-cpu", "judging-cpu"}
+    where = found["judging-cpu"]["where"]
+    assert where["command"].startswith("judging.py --device cpu --tiny") or " --tiny " in where["command"]
+    assert str(tmp_path) not in json.dumps(found)
+    loop = found["loop-share-resnet10w4-cpu"]["figures"]["resnet10w4"]
+    assert loop["steps"] == 4
+    rounds = [loop[f"{arm}_images_per_second"]["rounds"][0] for arm in ("bare", "loop")]
+    assert loop["loop_over_bare"]["median"] == pytest.approx(rounds[1] / rounds[0])
+    update = found["momentum-update-cpu"]["figures"]["resnet18"]
+    assert update["timm ModelEmaV3"]["like"] == "ours, ema"
+    assert update["torch AveragedModel"]["like"] == "ours, copy"
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not os.environ.get("TAILFIN_SLOW_TESTS"), reason="takes minutes: set TAILFIN_SLOW_TESTS")
+def test_all_lines_of_the_gpu_set(tmp_path: Path) -> None:
+    done = gpu("--tiny", "shapes", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not reached" not in done.stdout
+    names = " ".join(saved(tmp_path))
+    for name in (
+        "to-accuracy",
+        "placement-cost-simclr",
+        "placement-cost-byol",
+        "monitor-cost",
+        "views",
+        "start",
+    ):
+        assert name in names
+    assert "advice: " in (tmp_path / "gpu-cpu.txt").read_text()
+
+
+def test_the_gpu_set_goes_on_after_a_failure_and_says_so(tmp_path: Path, stub: str) -> None:
+    (tmp_path / "some data").mkdir()
+    done = gpu("some data", "out", python=stub, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "failed: loop_share"
+    printed = (tmp_path / "out" / "gpu-cpu.txt").read_text()
+    assert f"--out {tmp_path}/out --data {tmp_path}/some data --device cpu --methods simclr" in printed
+    assert printed.index("peers.py") < printed.index("loop_share.py") < printed.index("tailfin bench")
+    assert "--workers 4" in printed
+
+
+def test_the_gpu_set_names_what_its_time_did_not_reach(tmp_path: Path, stub: str) -> None:
+    done = gpu("shapes", str(tmp_path), python=stub, GPU_MINUTES="0", GPU_ONLY="views bench")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == ['not reached in time; for them: GPU_ONLY="views bench"']
 
 
 def test_from_raw_files_to_an_accuracy(tmp_path: Path) -> None:
@@ -13,15 +117,66 @@ def test_from_raw_files_to_an_accuracy(tmp_path: Path) -> None:
         "--data shapes --backbone resnet10w4 --limit 200 --batch-size 50 --epochs 1 --target 100 --device cpu"
     )
     places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "to_accuracy.py"), *words.split(), *places]
+    command = [sys.executable, str(FOLDER / "to_accuracy.py"), *words.split(), *places]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "100 % not reached" in done.stdout
-    [saved] = tmp_path.glob("to-accuracy-*.json")
-    figures = json.loads(saved.read_text())["figures"]
-    row = figures["runs"]["1"]
+    [(name, found)] = saved(tmp_path).items()
+    assert name == "to-accuracy-shapes-simclr-resnet10w4-cpu"
+    row = found["figures"]["runs"]["1"]
     assert row["seconds"] > row["training_seconds"] > 0
     assert 0 < row["linear"] < 100
-    assert figures["profile"]["phases"]["backward"] > 0
+    assert found["figures"]["profile"]["phases"]["backward"] > 0
     again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert json.loads(saved.read_text())["figures"]["runs"]["1"] == row, again.stdout  # a finished run stands
+    assert saved(tmp_path)[name]["figures"]["runs"]["1"] == row, again.stdout  # a finished run stands
+    other = subprocess.run([*command, "--recipe", "--lr", "0.1"], capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert "holds runs with other options" in other.stderr
+
+
+@pytest.mark.parametrize("values", [[2.0], [1.0, 3.0], [4.0, 1.0, 2.0, 9.0]])
+def test_few_rounds_have_a_least_and_a_most(common: ModuleType, values: list[float]) -> None:
+    row = common.spread(values)
+    assert (row["min"], row["max"], row["n"]) == (min(values), max(values), len(values))
+    assert row["rounds"] == values
+    assert "quartile" not in str(row)
+
+
+def test_five_rounds_have_quartiles_among_them(common: ModuleType) -> None:
+    row = common.ratio([5.0, 1.0, 2.0, 4.0, 3.0], [1.0] * 5)
+    assert (row["lower_quartile"], row["median"], row["upper_quartile"]) == (2.0, 3.0, 4.0)
+    assert common.words(row, ".1f") == "3.0 (quartiles 2.0 and 4.0)"
+    assert common.words(common.spread([1.0, 3.0]), ".1f") == "2.0 (min 1.0, max 3.0)"
+
+
+def test_arms_come_in_another_order_each_round(common: ModuleType) -> None:
+    ran: list[str] = []
+
+    def arm(name: str) -> Any:
+        return lambda: ran.append(name) or 1.0  # type: ignore[func-returns-value]
+
+    seconds = common.in_turn({name: arm(name) for name in "abcd"}, 8, CPU, warm=0)
+    rounds = [tuple(ran[i : i + 4]) for i in range(0, len(ran), 4)]
+    assert all(sorted(each) == list("abcd") for each in rounds)
+    assert len(set(rounds)) > 4
+    assert seconds == {name: [1.0] * 8 for name in "abcd"}  # an arm's own clock counts
+
+
+def test_short_arms_are_repeated(common: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "LEAST_SECONDS", 0.05)
+    calls = 0
+
+    def short() -> None:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.005)
+
+    [spent] = common.in_turn({"short": short}, 1, CPU, warm=1)["short"]
+    assert 1 + 1 + 2 <= calls <= 1 + 1 + 10  # to warm up, before the clock, on the clock
+    assert 0.005 <= spent < 0.05
+
+
+def test_a_command_line_names_no_folder_of_the_machine(common: ModuleType) -> None:
+    assert common.said(["--data", "/some/where/cifar10", "--out=/a/b", "--rounds", "3", "runs/x"]) == [
+        *("--data", "cifar10", "--out=b", "--rounds", "3", "runs/x")
+    ]
