@@ -19,6 +19,7 @@ import torch
 
 import tailfin
 from tailfin.training.judging import device_name
+from tailfin.training.versions import source
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 PEERS = ("lightly", "stable-pretraining", "lightning", "kornia", "faiss-cpu", "scikit-learn")
@@ -32,7 +33,7 @@ FEWEST_FOR_QUARTILES = 5
 def where(device: torch.device) -> dict[str, Any]:
     """The command, hardware, versions and date; what is not installed is left out."""
     processor, flags = _processor()
-    versions = {"python": platform.python_version(), "tailfin": tailfin.__version__}
+    versions = {"python": platform.python_version(), "tailfin": tailfin.__version__, "source": source()}
     for name in (*PACKAGES, *PEERS):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)

@@ -104,7 +104,7 @@ def measure(
     setup = prepare(config, random_images(steps // epochs * batch, 256 if size == 224 else size))
     if setup.total_steps != steps:
         sys.exit(f"--steps {steps} is no multiple of its {epochs} epochs; {steps - steps % epochs} is")
-    # A GPU chooses its kernels anew where the images' number changes, so it warms up on the whole.
+    # On a GPU the first look at the probe batch, after 50 steps, chooses kernels of its own: warm up on the whole.
     warm = setup if device.type == "cuda" else shortened(setup, min(WARM_STEPS, steps))
     bare_of(warm)()
     loop(warm, [])

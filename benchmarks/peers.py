@@ -87,9 +87,8 @@ def main() -> None:
     ahead = AHEAD * given.workers
     steps = given.steps or 3 * max(1, ahead)
     first = ahead + 2
-    data = enough(
-        load_data(Config(data=given.data, image_size=32), device), (first + steps + 1) * given.batch_size
-    )
+    count = (first + steps + 1) * given.batch_size
+    data = enough(load_data(Config(data=given.data, limit=count, image_size=32), device), count)
     asked = Asked(data, given.batch_size, first, steps, given.workers, device)
     for method in given.methods:
         arms = arms_of(method, asked)
