@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from tailfin.stability.fluctuation import (
     fluctuation,
     lags,
+    residuals,
     rolling_variation,
     spike_origins,
     spikes,
+    without_spikes,
 )
 
 
@@ -73,6 +75,31 @@ def test_rolling_variation_rises_where_the_noise_begins() -> None:
     assert np.isnan(rolling[:99]).all()
     assert np.nanmax(rolling[:300]) < 0.1
     assert rolling[-1] == pytest.approx(0.3, rel=0.25)
+
+
+def test_zeros_do_not_blow_a_variation_up() -> None:
+    values = noisy(0.1, 400)
+    values[[100, 101, 102, 250]] = 0.0
+    assert residuals(values).std() < 0.2
+
+
+def test_spikes_are_taken_out_and_a_level_that_rises_is_kept() -> None:
+    values = noisy(0.05, 300)
+    risen = np.concatenate([values[:150], 8 * values[150:]])
+    np.testing.assert_array_equal(without_spikes(risen)[170:], risen[170:])
+    spiked = values.copy()
+    spiked[[0, 100, 101, 299]] = 9.0
+    assert without_spikes(spiked).max() < 1.3
+    np.testing.assert_array_equal(without_spikes(spiked)[1:100], values[1:100])
+
+
+def test_lags_leave_steps_out_that_are_not_finite() -> None:
+    base = noisy(0.1, 600)
+    other = np.roll(base, 2)
+    other[300] = np.nan
+    found = lags({"stem": other, "projector": base}, "projector")
+    assert found["stem"].steps == 2
+    assert found["stem"].correlation > 0.9
 
 
 @pytest.mark.parametrize("lag", [-3, 0, 5])

@@ -144,3 +144,27 @@ def test_a_part_that_took_no_part_in_the_loss_is_nan_and_the_others_are_not() ->
     model[:2](torch.ones(2, 3, 8, 8)).square().mean().backward()
     monitor.step()
     assert monitor.flush()[0].isnan().tolist() == [False, False, True]
+
+
+def test_a_part_whose_first_layer_is_frozen_is_heard_and_one_that_is_all_frozen_is_not() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    model[1][0].requires_grad_(False)
+    monitor = GradientMonitor(parts(model))
+    model(torch.ones(2, 4)).square().mean().backward()
+    monitor.step()
+    assert monitor.flush()[0].isfinite().all()
+    model[1].requires_grad_(False)
+    model(torch.ones(2, 4)).square().mean().backward()
+    monitor.step()
+    assert monitor.flush()[0].isnan().tolist() == [False, True]
+
+
+def test_a_gradient_that_is_not_finite_is_inf_and_not_the_nan_of_a_silent_part() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    monitor = GradientMonitor(parts(model))
+    for factor in (torch.nan, torch.inf):
+        (model[:2](torch.ones(2, 4)).sum() * factor).backward()
+        monitor.step()
+        row = monitor.flush()[0]
+        assert row[:2].tolist() == [torch.inf, torch.inf]
+        assert row[2].isnan()

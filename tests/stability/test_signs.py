@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tailfin.data.types import Dataset
-from tailfin.stability.signs import Sign, collapse_sign, gradient_signs, target_signs
+from tailfin.stability.signs import Sign, collapse_sign, few_dimensions, gradient_signs, target_signs
 from tailfin.training.config import Config
 from tailfin.training.folder import RunFolder
 from tailfin.training.loop import Loop
-from tailfin.training.monitoring import summarise
+from tailfin.training.monitoring import Monitors, gradient_series, summarise
 from tailfin.training.setup import load_data, prepare
 
 
@@ -76,6 +76,13 @@ def test_a_learning_rate_far_too_high_brings_spikes(signs: Signs) -> None:
     assert "they start at" in found[-1].words
 
 
+def test_a_learning_rate_made_too_high_is_unstable(signs: Signs) -> None:
+    found = signs(method="byol", optimizer="sgd", lr=100.0, epochs=6, monitors="gradient")
+    # It varies by 133 % at its worst, where published rates stay below 34 %. The probe would call it collapsed, too.
+    assert found[0].state == "unstable"
+    assert "unstable at stem since step 1" in found[0].words
+
+
 def test_an_average_longer_than_the_run_is_a_stale_target(signs: Signs) -> None:
     (found,) = signs(momentum="all", decay=0.99999)
     assert found.state == "target stale"
@@ -111,6 +118,70 @@ def test_spikes_are_named_after_the_part_where_they_start() -> None:
     assert "3 of them from stem" in found.evidence
 
 
+@pytest.mark.parametrize("step", [60, 200, 399])
+@pytest.mark.parametrize("height", [8.0, 1000.0])
+def test_one_spike_alone_is_no_instability(step: int, height: float) -> None:
+    stem = noise(0.1, 0)
+    stem[step] = height
+    assert gradient_signs(1, {"stem": stem, "projector": noise(0.1, 1)}) == []
+
+
+def test_spikes_alone_are_spikes_and_noise_all_along_is_instability() -> None:
+    spiked = noise(0.1, 0)
+    spiked[50::12] = 8.0
+    assert [sign.state for sign in gradient_signs(1, {"stem": spiked})] == ["gradient spikes"]
+    for sigma in (0.7, 1.0, 1.5):
+        assert gradient_signs(1, {"stem": noise(sigma, 0)})[0].state == "unstable", sigma
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_one_odd_value_hides_neither_instability_nor_spikes(value: float) -> None:
+    wild, spiked = noise(0.8, 3), noise(0.1, 0)
+    spiked[[100, 200, 300]] = 8.0
+    wild[150] = spiked[150] = value
+    assert "unstable" in [sign.state for sign in gradient_signs(1, {"stem": wild})]
+    assert "gradient spikes" in [sign.state for sign in gradient_signs(1, {"stem": spiked})]
+
+
+def test_a_gradient_that_is_not_finite_is_named_first_with_step_and_part() -> None:
+    parts = {name: noise(0.8, seed) for seed, name in enumerate(("stem", "layer4", "projector"))}
+    parts["stem"][[120, 300]] = parts["layer4"][120] = np.inf
+    found = gradient_signs(1, parts)
+    assert found[0].state == "gradient not finite"
+    assert "2 of 400 steps, first at step 121 at the output of layer4" in found[0].words
+    assert found[1].state == "unstable"
+    # From some step on for good, without the values that the other signs need.
+    (alone,) = gradient_signs(1, {"stem": np.array([1.0, *[np.inf] * 99])})
+    assert "99 of 100 steps, first at step 2" in alone.words
+
+
+def test_parts_never_heard_and_the_search_of_a_scaler_for_its_scale_are_no_sign() -> None:
+    scaled = noise(0.1, 0)
+    scaled[:10] = np.inf
+    assert gradient_signs(1, {"stem": np.full(400, np.nan), "projector": scaled}) == []
+    late = noise(0.1, 0)  # a part that is frozen at first
+    late[:200] = np.nan
+    assert gradient_signs(1, {"stem": late}) == []
+
+
+def test_what_was_not_finite_is_so_in_the_rows_of_a_run_too(shapes: Dataset, tmp_path: Path) -> None:
+    setup = prepare(replace(COMMON, monitors="gradient", epochs=2), shapes)
+    folder = RunFolder(tmp_path)
+    monitors = Monitors(setup, folder)
+    for step in range(40):
+        online, _ = setup.encoder(torch.randn(4, 3, 32, 32))
+        (online.projections[0].sum() * (torch.inf if step == 30 else 1)).backward()
+        monitors.after_step()
+    monitors.write(40)
+    monitors.close()
+    series = gradient_series(folder.read_stability())
+    assert {name: np.flatnonzero(np.isinf(values)).tolist() for name, values in series.items()} == {
+        name: [30] for name in setup.encoder.names
+    }
+    found = summarise(folder.read_stability(), setup).signs
+    assert "1 of 40 steps, first at step 31 at the output of projector" in found[0].words
+
+
 def reading(**collapse: float) -> dict[str, dict[str, float]]:
     return {"collapse": {"spread": 0.8, "rank": 30.0, **collapse}}
 
@@ -121,6 +192,24 @@ def test_collapse_is_dated_from_where_it_lasts() -> None:
     assert found is not None
     assert "since step 150: its embeddings use very few dimensions" in found.words
     assert collapse_sign(rows[:2], 128) is None
+
+
+def test_the_bar_of_a_rank_leaves_room_in_narrow_embeddings() -> None:
+    assert few_dimensions(2.9, 64)
+    assert not few_dimensions(3.1, 2048)
+    assert not few_dimensions(1.3, 4)  # 3 of 4 cannot be few
+    assert few_dimensions(1.1, 4)
+
+
+def test_readings_that_are_not_finite_do_not_stop_the_others() -> None:
+    nan = float("nan")
+    broken = {
+        "gap": {"projector": nan},
+        "online_drift": {"projector": nan},
+        "target_drift": {"projector": nan},
+    }
+    assert target_signs([(50, broken)], "projector", 0.9, 100) == []
+    assert collapse_sign([(50, reading(spread=nan, rank=nan))], 128) is None
 
 
 def test_without_readings_nothing_is_said_of_the_target() -> None:

@@ -1,10 +1,18 @@
 """Each verdict is provoked, and a sound run raises none."""
 
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
 from tailfin.stability import collapse, verdict
 from tailfin.stability.signs import Sign
+from tailfin.training.config import Config
+from tailfin.training.feed import Feed
+from tailfin.training.folder import RunFolder
+from tailfin.training.loop import Loop
+from tailfin.training.setup import prepare
 
 
 def judged(**changes: object) -> verdict.Verdict:
@@ -26,7 +34,8 @@ def judged(**changes: object) -> verdict.Verdict:
     [
         ({}, "healthy", "features better than the untrained"),
         ({"spread": 0.01}, "collapsing", "collapsed completely"),
-        ({"effective_rank": 1.3}, "collapsing", "very few dimensions"),
+        ({"effective_rank": 2.9}, "collapsing", "very few dimensions"),
+        ({"effective_rank": 3.1, "width": 2048}, "healthy", "features better"),
         ({"spread": float("nan")}, "collapsing", "not finite"),
         ({"trained": (33.0, 37.0)}, "no better than untrained", "By kNN or linear probe no improvement"),
         ({"trained": (33.0, 60.0)}, "no better than untrained", "(by the linear probe it is better)"),
@@ -65,3 +74,34 @@ def test_real_collapses_of_embeddings_are_seen() -> None:
         std, rank = collapse.normalised_std(features), collapse.effective_rank(features)
         states.append(judged(spread=std, effective_rank=rank, width=64).state)
     assert states == ["healthy", "collapsing", "collapsing"]
+
+
+class Silent:
+    def step(self, *_: object) -> None:
+        pass
+
+
+def test_a_run_that_is_fed_slowly_is_loader_bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fetch = Feed._fetch
+
+    def slowly(feed: Feed, step: int) -> object:
+        time.sleep(0.5)
+        return fetch(feed, step)
+
+    monkeypatch.setattr(Feed, "_fetch", slowly)
+    config = Config(
+        limit=64,
+        batch_size=8,
+        epochs=1,
+        backbone="resnet10w4",
+        image_size=32,
+        monitors="none",
+        precision="fp32",
+        memory_format="contiguous",
+        device="cpu",
+    )
+    folder = RunFolder(tmp_path)
+    Loop(prepare(config), folder, None).run(Silent())
+    found = judged(timing=folder.read_timing())
+    assert found.state == "loader-bound"
+    assert any("of the time spent waiting for images" in line for line in found.evidence)

@@ -67,16 +67,39 @@ def residuals(values: Floats) -> Floats:
 
     window = min(TREND, len(values) - (len(values) + 1) % 2)
     trend = np.asarray(savgol_filter(values, window, polyorder=2), dtype=np.float64)
-    # A parabola through values near 0 can dip below it; the smallest value bounds what is divided by.
-    return values / np.maximum(trend, max(float(values.min()), 1e-30)) - 1.0
+    # A parabola through values near 0 can dip below it; the smallest value above 0 bounds what is divided by.
+    least = float(values.min(initial=np.inf, where=values > 0))
+    return values / np.maximum(trend, max(least, 1e-30) if np.isfinite(least) else 1e-30) - 1.0
 
 
 def spikes(values: Floats) -> NDArray[np.bool_]:
     """Which steps are above `SPIKE` times the median of up to `SPIKE_STEPS` steps before them, [steps]."""
-    found = np.zeros(len(values), dtype=bool)
-    for step in range(min(FEWEST, len(values)), len(values)):
-        found[step] = values[step] > SPIKE * np.median(values[max(0, step - SPIKE_STEPS) : step])
-    return found
+    return _heights(values) > SPIKE
+
+
+def _heights(values: Floats) -> Floats:
+    """Each step over the median of up to `SPIKE_STEPS` finite steps before it, [steps].
+
+    0 where that says nothing: at a value that is not finite, after fewer than `FEWEST`, and over a median of 0.
+    """
+    heights = np.zeros(len(values))
+    steps = np.flatnonzero(np.isfinite(values))
+    for place in range(FEWEST, len(steps)):
+        level = np.median(values[steps[max(0, place - SPIKE_STEPS) : place]])
+        heights[steps[place]] = values[steps[place]] / level if level > 0 else 0.0
+    return heights
+
+
+def without_spikes(values: Floats) -> Floats:
+    """`values` with the steps above `SPIKE` times the median of the `TREND` steps around them set to it, [steps].
+
+    The steps around, not those before, as in `spikes`: those would take a level that rises and stays for spikes, and
+    could not tell of the first steps.
+    """
+    from scipy.ndimage import median_filter
+
+    level = np.asarray(median_filter(values, size=min(TREND, len(values)), mode="reflect"), dtype=np.float64)
+    return np.where((values > SPIKE * level) & (level > 0), level, values)
 
 
 def rolling_variation(values: Floats, window: int = 100) -> Floats:
@@ -103,11 +126,15 @@ class Lag:
 
 
 def lags(series: Mapping[str, Floats], reference: str, most: int = 10) -> dict[str, Lag]:
-    """For each part the lag within +-`most` steps at which its deviations correlate most with the reference's."""
-    deviations = {name: residuals(values) for name, values in series.items() if len(values) > 4 * most}
-    base = deviations.get(reference)
-    if base is None:
+    """For each part the lag within +-`most` steps at which its deviations correlate most with the reference's.
+
+    Steps at which some part's value is not finite are left out.
+    """
+    finite = np.all([np.isfinite(values) for values in series.values()], axis=0) if series else np.zeros(0)
+    if reference not in series or finite.sum() <= 4 * most:
         return {}
+    deviations = {name: residuals(values[finite]) for name, values in series.items()}
+    base = deviations[reference]
     found = {}
     for name, own in deviations.items():
         # Sorted by size first, so that of equal correlations the shortest lag is named.
@@ -132,9 +159,8 @@ def spike_origins(series: Mapping[str, Floats], apart: int = 10) -> list[tuple[i
     """
     events: list[tuple[int, float, str]] = []
     for name, values in series.items():
-        for step in np.flatnonzero(spikes(values)).tolist():
-            level = values[step] / np.median(values[max(0, step - SPIKE_STEPS) : step])
-            events.append((step, -float(level), name))
+        heights = _heights(values)
+        events += [(int(step), -float(heights[step]), name) for step in np.flatnonzero(heights > SPIKE)]
     bursts: list[tuple[int, str]] = []
     last = -apart
     for step, _, name in sorted(events):

@@ -19,11 +19,12 @@ class GradientMonitor:
         monitor = GradientMonitor(encoder.online_parts())  # or {"layer1": model.layer1, ...}
         ...; loss.backward(); optimizer.step(); monitor.step()
 
-    and now and then `monitor.flush()`. The values stay on the device until then.
+    and now and then `monitor.flush()`. The values stay on the device until then. A value is NaN where the part was
+    not heard in that step, and inf where its gradient was not finite, as in a step that a gradient scaler skips.
 
     Args:
         parts: Modules by name; each must return one tensor whose first dimension is the batch. Calls whose output
-            needs no gradient (evaluation, a target path) are not heard.
+            needs no gradient (evaluation, a target path) are not heard, nor are parts with frozen weights alone.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
@@ -42,9 +43,9 @@ class GradientMonitor:
     def _listen(self, index: int, module: nn.Module, _inputs: Any, output: Tensor) -> None:
         if not self.heard or not output.requires_grad:
             return
-        first = next(module.parameters(), None)
-        if first is not None and not first.requires_grad:
-            return  # a target path that lets gradients through runs the part with detached weights
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            return  # a target path that lets gradients through runs the part with detached weights, all of them
         output.register_hook(partial(self._record, index))
 
     def _record(self, index: int, gradient: Tensor) -> None:
@@ -63,7 +64,10 @@ class GradientMonitor:
         if heard is None:
             return
         silent = torch.full_like(heard, torch.nan)
-        row = [torch.stack(squares).mean() if squares else silent for squares in self._squares]
+        row = [
+            torch.stack(squares).mean().nan_to_num(nan=torch.inf, posinf=torch.inf) if squares else silent
+            for squares in self._squares
+        ]
         self._rows.append(torch.stack(row).sqrt() / scale)
         self._drop()
 

@@ -28,8 +28,11 @@ class Probe:
         probe = Probe(encoder, loss, views)
         ...; if step % 50 == 0: print(probe.read())
 
+    A `GradientMonitor` on the same modules hears a reading too, unless it is paused.
+
     Args:
-        encoder: Both branches.
+        encoder: Both branches. A `MomentumEncoder` whose placement is `none` or `stopgrad` wraps plain modules and
+            copies none of them.
         loss: The method's loss on the two branches.
         views: Normalised images, one [N, C, H, W] a view.
         heads: What the loss runs beside the encoder, such as a predictor with BatchNorm; its buffers are left as they

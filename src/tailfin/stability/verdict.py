@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tailfin.stability.signs import COLLAPSED_RANK, COLLAPSED_SPREAD, Sign
+from tailfin.stability.signs import COLLAPSED_SPREAD, Sign, few_dimensions
 
 Accuracies = tuple[float, float]
 
@@ -20,9 +20,9 @@ class Verdict:
     """One state, a sentence, and the figures behind it.
 
     Attributes:
-        state: The worst thing seen: collapsing, unstable, gradient spikes, target stale, target too fast, past its
-            best, no better than untrained, loader-bound; not judged where only images to judge on are missing; else
-            healthy.
+        state: The worst thing seen: collapsing, gradient not finite, unstable, gradient spikes, target stale, target
+            too fast, past its best, no better than untrained, loader-bound; not judged where only images to judge on
+            are missing; else healthy.
         words: One sentence.
         evidence: The figures, one a line.
     """
@@ -37,15 +37,15 @@ def judge(
     spread: float,
     effective_rank: float,
     width: int,
-    trained: Accuracies | None,
-    untrained: Accuracies | None,
-    judged_images: int,
-    losses: Sequence[tuple[int, float]],
-    timing: Sequence[Mapping[str, Any]],
+    trained: Accuracies | None = None,
+    untrained: Accuracies | None = None,
+    judged_images: int = 0,
+    losses: Sequence[tuple[int, float]] = (),
+    timing: Sequence[Mapping[str, Any]] = (),
     signs: Sequence[Sign] = (),
     validation: Sequence[float] = (),
 ) -> Verdict:
-    """The verdict on a finished run.
+    """The verdict on a finished run; what is left out goes unjudged.
 
     Args:
         spread: `normalised_std` of the projections of held images.
@@ -78,12 +78,17 @@ def judge(
         learnt = tuple(name for name, yes in zip(("kNN", "the linear probe"), better, strict=True) if yes)
     signs = [*signs, *_past_its_best(validation)]
     evidence += [sign.evidence for sign in signs]
-    state, words = _state(spread, effective_rank / width, learnt, wait, signs)
+    state, words = _state(spread, effective_rank, width, learnt, wait, signs)
     return Verdict(state, words, tuple(evidence))
 
 
 def _state(
-    spread: float, rank: float, learnt: tuple[str, ...] | None, wait: float | None, signs: Sequence[Sign]
+    spread: float,
+    rank: float,
+    width: int,
+    learnt: tuple[str, ...] | None,
+    wait: float | None,
+    signs: Sequence[Sign],
 ) -> tuple[str, str]:
     if not math.isfinite(spread) or not math.isfinite(rank):
         return "collapsing", "The encoder's outputs are not finite."
@@ -92,7 +97,7 @@ def _state(
         return since.state, since.words
     if spread < COLLAPSED_SPREAD:
         return "collapsing", "The encoder has collapsed completely: nearly all images have one embedding."
-    if rank < COLLAPSED_RANK:
+    if few_dimensions(rank, width):
         return "collapsing", "The encoder is collapsing: its embeddings use very few dimensions."
     if signs:
         also = f" Also: {', '.join(sign.state for sign in signs[1:])}." if len(signs) > 1 else ""

@@ -14,8 +14,8 @@ from tailfin.data.split import random_subset
 from tailfin.methods.base import Moment
 from tailfin.stability.fluctuation import Floats, Fluctuation, Lag, fluctuation, lags
 from tailfin.stability.gradient import GradientMonitor
-from tailfin.stability.probe import Probe
-from tailfin.stability.signs import START, Sign, collapse_sign, gradient_signs, target_signs
+from tailfin.stability.probe import Probe, Reading
+from tailfin.stability.signs import START, Sign, find_signs
 from tailfin.training.folder import Log, RunFolder
 from tailfin.training.seeds import derive, generator
 from tailfin.training.setup import Setup
@@ -63,7 +63,7 @@ class Monitors:
         if self.gradient is not None:
             columns = self.gradient.flush().T.tolist()
             series = {
-                name: [_finite(value) for value in column]
+                name: [_number(value) for value in column]
                 for name, column in zip(self.gradient.names, columns, strict=True)
             }
             self.log.write({"step": step, "gradient": series})
@@ -131,6 +131,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _number(value: float) -> float | str | None:
+    """As JSON, which has no word for them, null for NaN (a part that was not heard) and "inf" (not finite)."""
+    return "inf" if math.isinf(value) else _finite(value)
+
+
 @dataclass(frozen=True)
 class Summary:
     """What the monitors of a finished run saw.
@@ -151,22 +156,31 @@ def summarise(rows: Sequence[Mapping[str, Any]], setup: Setup) -> Summary:
     series = gradient_series(rows)
     late = {name: values[int(START * len(values)) :] for name, values in series.items()}
     found = {name: stats for name, values in late.items() if (stats := fluctuation(values)) is not None}
-    readings = [(int(row["step"]), row["probe"]) for row in rows if "probe" in row]
-    collapsed = collapse_sign(readings, min(setup.method.out, PROBE_IMAGES))
-    signs = [collapsed] if collapsed is not None else []
-    if found:
-        signs += gradient_signs(1, series)
-    placed = setup.encoder.placement.placed
-    if placed:
-        decay = setup.encoder.decays[placed[-1]](0)
-        signs += target_signs(readings, placed[-1], decay, setup.total_steps)
+    readings = [(int(row["step"]), _reading(row["probe"])) for row in rows if "probe" in row]
+    signs = find_signs(
+        series,
+        readings,
+        encoder=setup.encoder,
+        steps=setup.total_steps,
+        width=min(setup.method.out, PROBE_IMAGES),
+    )
     return Summary(signs, found, lags({name: late[name] for name in found}, next(reversed(found), "")))
 
 
+def _reading(row: Mapping[str, Mapping[str, float | None]]) -> Reading:
+    return {
+        key: {name: math.nan if value is None else value for name, value in values.items()}
+        for key, values in row.items()
+    }
+
+
 def gradient_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, Floats]:
-    """Each part's gradient norms, float64 [steps], from the rows of stability.jsonl; NaN where not finite."""
+    """Each part's gradient norms, float64 [steps], from the rows of stability.jsonl.
+
+    NaN where the part was not heard, inf where its gradient was not finite.
+    """
     columns: dict[str, list[float]] = {}
     for row in rows:
         for name, values in row.get("gradient", {}).items():
-            columns.setdefault(name, []).extend(math.nan if v is None else v for v in values)
+            columns.setdefault(name, []).extend(math.nan if v is None else float(v) for v in values)
     return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
