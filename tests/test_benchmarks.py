@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 CPU = torch.device("cpu")
 QUICK = ("loop_share", "momentum_update", "judging")
-"""Lines of gpu.sh whose tiny form takes some seconds each; all of them take two minutes of one core."""
+"""Lines of gpu.sh whose tiny form takes some seconds each; all of them take four minutes of one core."""
 
 
 @pytest.fixture
@@ -77,11 +77,13 @@ def test_quick_lines_of_the_gpu_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not os.environ.get("TAILFIN_SLOW_TESTS"), reason="takes minutes: set TAILFIN_SLOW_TESTS")
+@pytest.mark.skipif(
+    not os.environ.get("TAILFIN_SLOW_TESTS"), reason="takes four minutes: TAILFIN_SLOW_TESTS=1"
+)
 def test_all_lines_of_the_gpu_set(tmp_path: Path) -> None:
     done = gpu("--tiny", "shapes", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "not reached" not in done.stdout
+    assert "not reached in time" not in done.stdout
     names = " ".join(saved(tmp_path))
     for name in (
         "to-accuracy",
