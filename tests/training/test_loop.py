@@ -173,6 +173,16 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(
     assert checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 2
 
 
+def test_a_part_that_no_monitor_hears_stops_no_checkpoint(
+    settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    setup = prepare(settings(epochs=1, checkpoint_minutes=0.0, monitors="gradient"), data)
+    setup.encoder.part("stem").requires_grad_(False)  # hears nothing, and is NaN in the rows that wait
+    loop = Loop(setup, RunFolder(tmp_path), None)
+    loop.run(Silent())
+    assert checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == setup.total_steps
+
+
 def test_every_placement_trains(settings: Make, data: Dataset, tmp_path: Path) -> None:
     for number, momentum in enumerate(
         ("none", "stopgrad", "projector", "layer3:", ":layer2", "stem,projector", "all")
