@@ -215,3 +215,20 @@ def test_small_crops_in_micro_batches_leave_the_state_of_the_views_alone(name: s
     for key in ("queue.rows", "support.rows"):
         if key in ours:  # a short ring keeps the same rows from another place on
             assert torch.equal(*(state[key].sort(dim=1).values for state in (ours, theirs))), key
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "sigmoid_pairwise", "wmse"])
+def test_a_loss_that_is_the_same_turned_round_is_the_same_when_taken_once(name: str) -> None:
+    method = make(name).eval()
+    size = width(method)
+    values, gradients = [], []
+    for one_branch in (True, False):
+        views = tuple(view.requires_grad_() for view in random_views(size, 16, 3))
+        branch = Branch(views, views)
+        method.begin(moment(0, 16))
+        loss = method.loss(branch, branch if one_branch else Branch(views, views))
+        loss.backward()
+        values.append(loss.detach())
+        gradients.append(torch.cat([view.grad for view in views if view.grad is not None]))
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)

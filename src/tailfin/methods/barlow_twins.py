@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from tailfin.branch import Branch
 from tailfin.methods._heads import three_layers
-from tailfin.methods.base import About, Method, Recipe, full_precision, pairs
+from tailfin.methods.base import About, Method, Recipe, full_precision, mutual
 
 
 class BarlowTwins(Method):
@@ -82,8 +82,10 @@ class BarlowTwins(Method):
         return three_layers(in_features, self.hidden, self.out)
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
-        """The scaled loss, the mean over pairs of views; turned round, a pair gives the same."""
-        losses = [cross_correlation_loss(one, other, self.redundancy) for one, other in pairs(online, target)]
+        """The scaled loss, the mean over pairs of views."""
+        losses = [
+            cross_correlation_loss(one, other, self.redundancy) for one, other in mutual(online, target)
+        ]
         return self.scale * torch.stack(losses).mean()
 
 

@@ -239,6 +239,13 @@ def pairs(online: Branch, target: Branch) -> list[tuple[Tensor, Tensor]]:
     return [(online.projections[i], target.projections[j]) for i, j in crossings(online, target)]
 
 
+def mutual(online: Branch, target: Branch) -> list[tuple[Tensor, Tensor]]:
+    """The pairs of a loss that is the same turned round: `pairs`, each once where the target is the online branch."""
+    if target is not online:
+        return pairs(online, target)
+    return [(online.projections[i], online.projections[j]) for i, j in crossings(online, online) if i < j]
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Rows of [N, P] scaled to length 1, in float32; those shorter than NORM_FLOOR are divided by it."""
     return F.normalize(vectors.float(), dim=1, eps=NORM_FLOOR)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailfin.branch import Branch
-from tailfin.methods.base import About, Method, Recipe, full_precision, pairs, unit
+from tailfin.methods.base import About, Method, Recipe, full_precision, mutual, unit
 
 
 class SigmoidPairwise(Method):
@@ -87,7 +87,9 @@ class SigmoidPairwise(Method):
         """`pairwise`, the mean over pairs of views."""
         scale = slowed(self.log_scale, self.pace).float().exp()
         bias = slowed(self.bias, self.pace).float()
-        return torch.stack([pairwise(one, other, scale, bias) for one, other in pairs(online, target)]).mean()
+        return torch.stack(
+            [pairwise(one, other, scale, bias) for one, other in mutual(online, target)]
+        ).mean()
 
 
 def slowed(value: Tensor, pace: float) -> Tensor:

@@ -90,7 +90,7 @@ class WMSE(Method):
         """Squared distance of whitened unit vectors, the mean over pairs of views."""
         with full_precision(online.projections[0]):
             views = [self._whiten(view) for view in online.projections]
-            keys = [self._whiten(view) for view in target.projections]
+            keys = views if target is online else [self._whiten(view) for view in target.projections]
             losses = [cosine_regression(views[i], keys[j]) for i, j in crossings(online, target)]
         return torch.stack(losses).mean()
 
