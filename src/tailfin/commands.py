@@ -154,15 +154,16 @@ def bench_only(config: Config) -> int:
 
 
 def _say_advice(advice: Advice) -> None:
-    print(
-        f"{'part':<14}{'of the FLOPs':>14}{'gradient varies':>17}   momentum from here on: holds off, costs"
-    )
+    print(f"{'':<14}{'':>14}{'':>17}{'momentum from here on':>25}")
+    print(f"{'part':<14}{'of the FLOPs':>14}{'gradient varies':>17}{'holds off':>14}{'costs':>11}")
     for part in advice.parts:
         varies = "-" if part.variation is None else f"{100 * part.variation:.1f} %"
         print(
-            f"{part.name:<14}{100 * part.share:>12.1f} %{varies:>17}{100 * part.held_off:>31.0f} %"
-            f"{100 * part.cost:>8.1f} %"
+            f"{part.name:<14}{100 * part.share:>12.1f} %{varies:>17}{100 * part.held_off:>12.0f} %"
+            f"{100 * part.cost:>9.1f} %"
         )
+    if all(part.variation is None for part in advice.parts):
+        print("how the gradient varies takes 20 steps to tell")
     print(f"advice: --momentum {advice.placement}. {advice.words}", flush=True)
 
 

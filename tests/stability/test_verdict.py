@@ -42,6 +42,7 @@ def judged(**changes: object) -> verdict.Verdict:
         ({"trained": (55.0, 37.0)}, "no better than untrained", "By the linear probe no improvement"),
         ({"validation": [30.0, 41.0, 33.0]}, "past its best", "from 41.0 % to 33.0 %"),
         ({"validation": [30.0, 41.0, 38.5]}, "healthy", "features better"),
+        ({"validation": [30.0, 41.0, 33.0], "validation_images": 60}, "healthy", "features better"),
         ({"signs": [Sign("unstable", "At layer4.", "e")]}, "unstable", "At layer4."),
         ({"signs": [Sign("a", "A.", "e"), Sign("collapsing", "Gone.", "e")]}, "collapsing", "Gone."),
         ({"trained": (55.0, 60.0), "judged_images": 10}, "no better than untrained", "told from chance"),

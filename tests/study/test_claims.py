@@ -160,7 +160,7 @@ def test_c4_and_c2_without_a_record(tmp_path: Path) -> None:
         found = verdict(tmp_path, claim, noisy(by(all=2.0)))
         assert (found.state, found.words) == (
             "not tested",
-            "no run recorded how its gradients fluctuate",
+            "no run says how its gradients fluctuate: none recorded it for 20 steps after the first tenth",
         )
 
 

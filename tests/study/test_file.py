@@ -51,6 +51,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ('tailfin_study = 1\ntitle = "a"\n', "line 1: question must be a text, got None"),
         ("tailfin_study = 1\ntitle = 3\n", "line 2: title must be a text, got 3"),
         (HEAD + 'grids = "x"\n' + GRID, "unknown key 'grids' in .*, line 4; allowed: .*did you mean 'grid'"),
+        (HEAD + GRID + "[gird]\nseed = [1]\n", r"unknown key 'gird' in .*, line 8, \[gird\]; .*mean 'grid'"),
         (HEAD, r"no \[grid\]"),
         (HEAD + "grid = 3\n", "line 4: grid must be a table"),
         (HEAD + "[grid]\n", "line 4, .grid.: the grid is empty"),

@@ -10,7 +10,8 @@ from tailfin.stability.signs import COLLAPSED_SPREAD, Sign, few_dimensions
 Accuracies = tuple[float, float]
 
 FALL = 4.0
-"""Percentage points of validation kNN; with 1,000 queries a difference has a standard error of 2."""
+"""Percentage points of validation kNN, and at least two standard errors of a difference: 4.4 points at 40 % of 1,000
+queries, 18 at 60 queries."""
 LOADER_BOUND = 0.2
 """Share of the time of a step that was spent waiting for images."""
 
@@ -44,6 +45,7 @@ def judge(
     timing: Sequence[Mapping[str, Any]] = (),
     signs: Sequence[Sign] = (),
     validation: Sequence[float] = (),
+    validation_images: int = 1000,
 ) -> Verdict:
     """The verdict on a finished run; what is left out goes unjudged.
 
@@ -57,6 +59,7 @@ def judge(
         timing: Rows of timing.jsonl.
         signs: What the monitors saw, the worst first.
         validation: kNN accuracies in percent during training, in order.
+        validation_images: How many images each of them was measured on.
     """
     wait = _mean([row["data_wait"] for row in timing])
     evidence = [
@@ -76,7 +79,7 @@ def judge(
     if trained and untrained and judged_images:
         better = [_better(a, b, judged_images) for a, b in zip(trained, untrained, strict=True)]
         learnt = tuple(name for name, yes in zip(("kNN", "the linear probe"), better, strict=True) if yes)
-    signs = [*signs, *_past_its_best(validation)]
+    signs = [*signs, *_past_its_best(validation, validation_images)]
     evidence += [sign.evidence for sign in signs]
     state, words = _state(spread, effective_rank, width, learnt, wait, signs)
     return Verdict(state, words, tuple(evidence))
@@ -122,12 +125,14 @@ def _state(
     )
 
 
-def _past_its_best(validation: Sequence[float]) -> list[Sign]:
+def _past_its_best(validation: Sequence[float], images: int) -> list[Sign]:
     """A validation accuracy that has fallen by a tenth of its best, and by more than its own noise."""
-    if not validation:
+    if not validation or not images:
         return []
     best, last = max(validation), validation[-1]
-    if best - last <= max(0.1 * best, FALL):
+    share = (best + last) / 200
+    error = 100 * math.sqrt(2 * share * (1 - share) / images)
+    if best - last <= max(0.1 * best, FALL, 2 * error):
         return []
     return [
         Sign(

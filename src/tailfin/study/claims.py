@@ -121,7 +121,11 @@ def _calms(context: Context) -> Finding | None:
     control = found[0]
     arms = context.placed
     if not any(fluctuation(control, measure) for measure in MEASURES):
-        return Finding(context.name, "not tested", "no run recorded how its gradients fluctuate")
+        return Finding(
+            context.name,
+            "not tested",
+            "no run says how its gradients fluctuate: none recorded it for 20 steps after the first tenth",
+        )
     if len(arms) < 3:
         return Finding(context.name, "not tested", f"{len(arms)} arms with momentum; a trend needs 3")
     gains = [gain(arm, control) for arm in arms]
@@ -198,7 +202,11 @@ def _ends_fluctuate(context: Context) -> Finding | None:
         return Finding(context.name, "not tested", "no arm without momentum")
     context = replace(context, name=arm.where)
     if not any(fluctuation(arm, measure) for measure in MEASURES):
-        return Finding(context.name, "not tested", "no run recorded how its gradients fluctuate")
+        return Finding(
+            context.name,
+            "not tested",
+            "no run says how its gradients fluctuate: none recorded it for 20 steps after the first tenth",
+        )
     evidence, signs = [], []
     for measure, name in MEASURES.items():
         half = len(arm.parts) / 2

@@ -116,7 +116,8 @@ class _Reader:
             )
         for key in values:
             if key not in TOP:
-                raise unknown("key", key, TOP, where=self.where(key))
+                is_table = isinstance(values[key], (dict, list))
+                raise unknown("key", key, TOP, where=self.where("", key) if is_table else self.where(key))
         for key in ("title", "question"):
             if not isinstance(values.get(key), str):
                 raise UserError(f"{self.where(key)}: {key} must be a text, got {values.get(key)!r}")

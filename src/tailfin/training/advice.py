@@ -122,8 +122,9 @@ def choose(
     chosen = best if gains else parts[-1]
     placement = tails[chosen.name].text
     apart = max(1, steps // READINGS)
+    often = "after each step" if apart == 1 else f"every {apart} steps"
     words = (
-        f"Over {steps} steps, {placement} held still between readings {apart} steps apart kept "
+        f"Over {steps} steps, read {often}, {placement} held still from one reading to the next kept "
         f"{100 * chosen.held_off:.0f} % of the output's movement away, at {100 * chosen.cost:.1f} % of a forward"
     )
     larger = parts[1 : parts.index(chosen)]

@@ -239,6 +239,7 @@ class Judge:
             timing=self.folder.read_timing(),
             signs=signs,
             validation=[row["knn"] for row in rows if "knn" in row],
+            validation_images=len(self.queries) if self.can_validate else 0,
         )
 
     def _pictures(self, train: ImageSet, queries: ImageSet) -> list[list[str]] | None:
