@@ -118,6 +118,10 @@ def _advised(config: Config, data: Dataset, folder: RunFolder) -> str:
 
 def advise_only(config: Config) -> int:
     """`tailfin advise`: returns the exit code."""
+    if config.momentum not in ("published", AUTO):
+        raise UserError(f"advise chooses where momentum goes; leave out --momentum {config.momentum}")
+    if config.out is not None:
+        raise UserError(f"advise keeps nothing; leave out --out {config.out}")
     config = replace(config, momentum=AUTO)
     check(config)
     keep_freed_memory()

@@ -72,6 +72,14 @@ def test_a_run_too_short_to_measure_is_refused(capsys: pytest.CaptureFixture[str
     assert "the run has 2 steps" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [("--momentum", "layer3:"), ("--out", "somewhere")])
+def test_what_advise_could_only_ignore_is_refused(
+    words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("advise", *SMALL, *words) == 2
+    assert f"leave out {words[0]} {words[1]}" in capsys.readouterr().err
+
+
 def test_a_gap_loss_needs_momentum_that_the_phase_does_without(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("advise", *SMALL, "--gap", "0.1") == 0
     assert "advice: --momentum" in capsys.readouterr().out
