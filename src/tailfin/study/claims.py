@@ -30,6 +30,7 @@ from tailfin.study.statistics import Estimate, estimate, paired
 WEAKEST_FIRST: tuple[State, ...] = ("not supported", "no difference found", "supported")
 MARGIN = 1.0
 """Points of accuracy that two arms may differ by and still be called comparable."""
+UNHEARD = "no run says how its gradients fluctuate: none recorded it for 20 steps after the first tenth"
 DOUBLE = 0.1
 """Share of a forward pass below which the target path no longer counts as a second one."""
 
@@ -121,11 +122,7 @@ def _calms(context: Context) -> Finding | None:
     control = found[0]
     arms = context.placed
     if not any(fluctuation(control, measure) for measure in MEASURES):
-        return Finding(
-            context.name,
-            "not tested",
-            "no run says how its gradients fluctuate: none recorded it for 20 steps after the first tenth",
-        )
+        return Finding(context.name, "not tested", UNHEARD)
     if len(arms) < 3:
         return Finding(context.name, "not tested", f"{len(arms)} arms with momentum; a trend needs 3")
     gains = [gain(arm, control) for arm in arms]
@@ -202,11 +199,7 @@ def _ends_fluctuate(context: Context) -> Finding | None:
         return Finding(context.name, "not tested", "no arm without momentum")
     context = replace(context, name=arm.where)
     if not any(fluctuation(arm, measure) for measure in MEASURES):
-        return Finding(
-            context.name,
-            "not tested",
-            "no run says how its gradients fluctuate: none recorded it for 20 steps after the first tenth",
-        )
+        return Finding(context.name, "not tested", UNHEARD)
     evidence, signs = [], []
     for measure, name in MEASURES.items():
         half = len(arm.parts) / 2

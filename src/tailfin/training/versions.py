@@ -28,8 +28,7 @@ def hash_of(package: Path) -> str:
     """Eight characters that differ where a Python file below `package` has another content or another place."""
     digest = hashlib.blake2b(digest_size=4)
     for inner in sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py")):
-        content = (
-            (package / inner).read_bytes().replace(b"\r\n", b"\n")
-        )  # a checkout may write lines its own way
+        # A checkout may write line ends its own way.
+        content = (package / inner).read_bytes().replace(b"\r\n", b"\n")
         digest.update(f"{inner}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
