@@ -21,13 +21,11 @@ FIRST_STEP = """
 import sys
 from tailfin.training.config import Config
 from tailfin.training.setup import prepare
-from tailfin.training.feed import Feed
 from tailfin.training.step import Step
 device, batch, *given = sys.argv[1:]
 chosen = dict(zip(("precision", "memory_format"), given))
 setup = prepare(Config(limit=2 * int(batch), batch_size=int(batch), momentum="projector", device=device, **chosen))
-feed = Feed(setup.data.train, batch_size=int(batch), seed=0, device=setup.execution.device)
-Step(setup)(next(feed.batches(0, 1)), 0).item()
+Step(setup)(next(setup.feed().batches(0, 1)), 0).item()
 print(setup.config.precision, setup.config.memory_format)
 """
 

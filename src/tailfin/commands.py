@@ -92,7 +92,7 @@ def _train(config: Config, folder: RunFolder) -> int:
     setup = prepare(config, data)
     settings.save(setup.config, folder.config)
     folder.save_skipped(setup.data.skipped)
-    _say_choices(setup, folder)
+    _say_choices(setup, folder, config.images_on)
     judge = Judge(setup, folder)
     loop = Loop(setup, folder, judge.validate if judge.can_validate else None)
     progress = best(loop.state.step, setup.total_steps)
@@ -151,6 +151,12 @@ def bench_only(config: Config) -> int:
     print(f"\n{'placement':<16}{'time of a step over stopgrad':>30}")
     for name, ratio in found.placements.items():
         print(f"{name:<16}{ratio:>30.3f}")
+    if found.compiled is not None:
+        how = found.compiled
+        after = f"pays after {how.pays_after:,} steps" if how.pays_after is not None else "never pays"
+        print(
+            f"\n--compile: a step is {how.faster:.2f} times as fast; compiling takes {how.seconds:.0f} s and {after}"
+        )
     print()
     for line in found.advice:
         print(f"advice: {line}")
@@ -251,7 +257,7 @@ def write_report(folder: RunFolder, unfinished: Mapping[str, Any] | None = None)
     return folder.report
 
 
-def _say_choices(setup: Setup, folder: RunFolder) -> None:
+def _say_choices(setup: Setup, folder: RunFolder, images_asked: str | None) -> None:
     config, encoder = setup.config, setup.encoder
     channels, size = setup.data.train.images.shape[1], setup.augment.size
     example = setup.execution.images(torch.zeros(1, channels, size, size, device=setup.execution.device))
@@ -276,8 +282,14 @@ def _say_choices(setup: Setup, folder: RunFolder) -> None:
     print(f"momentum    {config.momentum} ({placed})", end="")
     print(f", decay {config.decay:g} to {config.decay_end:g}" if encoder.placement.placed else "", end="")
     print(f"; the target path repeats {100 * cost:.1f} % of the forward FLOPs")
+    unfit = (
+        ", for they do not fit on the device"
+        if (images_asked, config.images_on) == ("device", "host")
+        else ""
+    )
     print(
-        f"compute     {config.backbone} on {config.device}, {config.precision}, {config.memory_format}",
+        f"compute     {config.backbone} on {config.device}, {config.precision}, {config.memory_format}, "
+        f"{'compiled' if config.compile else 'not compiled'}; images on the {config.images_on}{unfit}",
         flush=True,
     )
 

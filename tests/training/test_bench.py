@@ -1,6 +1,7 @@
 """`tailfin bench`: each phase is charged with its own time, and the advice follows from the shares."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from tailfin.data.load import load
 from tailfin.data.types import Dataset
+from tailfin.momentum import MomentumEncoder
 from tailfin.training import bench as benching
 from tailfin.training.bench import PHASES, Stopwatch, advice, bench
 from tailfin.training.config import Config
@@ -51,8 +53,6 @@ class Slow(nn.Module):
 def test_a_slow_part_is_charged_to_the_branch_that_ran_it(
     data: Dataset, placement: str, target: float
 ) -> None:
-    from dataclasses import replace
-
     setup = prepare(replace(TINY, momentum=placement), data)
     first = setup.encoder.names[0]
     owners = [setup.encoder.parts]
@@ -104,3 +104,16 @@ def test_the_advice_names_what_waits() -> None:
     [line] = advice(calm, 100.0, (1024, 105.0))
     assert "Nothing waits" in line
     assert "backward" in line
+
+
+def test_it_says_what_compiling_gains(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[MomentumEncoder] = []
+    monkeypatch.setattr(MomentumEncoder, "compile_parts", lambda encoder: compiled.append(encoder))
+    assert bench(TINY, data, seconds=0.0).compiled is None
+    assert not compiled
+    found = bench(replace(TINY, compile=True), data, seconds=0.0).compiled
+    assert len(compiled) == 1  # what it is compared with is not compiled
+    assert found is not None
+    assert found.faster > 0
+    assert found.seconds >= 0
+    assert (found.pays_after is None) or found.pays_after >= 0

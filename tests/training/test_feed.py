@@ -1,9 +1,10 @@
 """Batches: every image once an epoch, the same from any step on."""
 
+import pytest
 import torch
 
 from tailfin.data.types import Dataset
-from tailfin.training.feed import Feed, order
+from tailfin.training.feed import Feed, Place, order, place_for
 
 
 def test_each_epoch_is_its_own_permutation() -> None:
@@ -24,3 +25,37 @@ def test_batches_follow_the_order_and_resume_anywhere(data: Dataset) -> None:
     later = [batch.images for batch in feed.batches(4, 9)]
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], later, strict=True))
     assert list(feed.batches(3, 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "free", "place"),
+    [
+        ("cpu", None, 2.0, "host"),
+        ("cpu", "device", 100.0, "host"),
+        ("cuda", None, 4.1, "device"),
+        ("cuda", None, 3.9, "host"),
+        ("cuda", "host", 100.0, "host"),
+        ("cuda", "device", 1.2, "device"),
+        ("cuda", "device", 1.1, "host"),
+    ],
+)
+def test_images_are_kept_on_a_gpu_where_they_fit(
+    data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    asked: Place | None,
+    free: float,
+    place: Place,
+) -> None:
+    size = data.train.images.nbytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * size), 0))
+    assert place_for(data.train, torch.device(device), asked) == place
+
+
+def test_a_batch_is_the_same_from_either_place(data: Dataset) -> None:
+    host, device = (
+        Feed(data.train, batch_size=12, seed=3, device=torch.device("cpu"), place=place)
+        for place in ("host", "device")
+    )
+    for a, b in zip(host.batches(0, 4), device.batches(0, 4), strict=True):
+        assert torch.equal(a.images, b.images)

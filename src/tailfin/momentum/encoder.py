@@ -118,6 +118,17 @@ class MomentumEncoder(nn.Module):
         """The online modules by part name, in order: where monitors listen."""
         return {name: self.part(name) for name in self.names}
 
+    def compile_parts(self, **options: Any) -> None:
+        """Compile every part on its own and in place (`torch.nn.Module.compile`); the state keeps its keys.
+
+        Monitors listen where parts end, and so break no graph. Call it after the last move to a device.
+
+        Args:
+            options: Of `torch.compile`.
+        """
+        for module in (*self.online_parts().values(), *self.momentum.values()):
+            module.compile(**options)
+
     def boundaries(self, view: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Every part's output on the online and on the target path; before the fork they are the same tensors.
 

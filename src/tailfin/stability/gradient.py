@@ -49,7 +49,8 @@ class GradientMonitor:
         output.register_hook(partial(self._record, index))
 
     def _record(self, index: int, gradient: Tensor) -> None:
-        norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(gradient.detach(), dtype=wide).float()
         self._squares[index].append(norm.square() * len(gradient))
 
     @torch.no_grad()

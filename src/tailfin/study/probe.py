@@ -18,7 +18,6 @@ from tailfin.errors import UserError
 from tailfin.study import cells
 from tailfin.training.config import Config
 from tailfin.training.device import find_device, keep_freed_memory, peak_resident
-from tailfin.training.feed import Feed
 from tailfin.training.folder import RunFolder
 from tailfin.training.judging import Judge, Subject, scores
 from tailfin.training.setup import Setup, build, load_data, prepare
@@ -44,14 +43,8 @@ def measure(config: Config, data: Dataset, steps: int, judging: bool) -> dict[st
         torch.cuda.reset_peak_memory_stats()
     setup = prepare(config, data)
     step = Step(setup)
-    feed = Feed(
-        data.train,
-        batch_size=setup.config.batch_size,
-        seed=config.seed,
-        device=setup.execution.device,
-    )
     times = []
-    for number, batch in enumerate(feed.batches(0, min(WARM_UP + steps, setup.total_steps))):
+    for number, batch in enumerate(setup.feed().batches(0, min(WARM_UP + steps, setup.total_steps))):
         start = time.perf_counter()
         step(batch, number).item()
         times.append(time.perf_counter() - start)

@@ -14,7 +14,6 @@ from tailfin.stability.fluctuation import fluctuation
 from tailfin.stability.gradient import GradientMonitor
 from tailfin.stability.tails import TailDrift
 from tailfin.training.config import Config
-from tailfin.training.feed import Feed
 from tailfin.training.monitoring import probe_of
 from tailfin.training.setup import Setup, prepare
 from tailfin.training.step import Step
@@ -152,14 +151,8 @@ def _measure(setup: Setup, steps: int) -> tuple[dict[str, float], dict[str, floa
     train_step = Step(setup)
     gradient = GradientMonitor(setup.encoder.online_parts())
     tails = TailDrift(setup.encoder, probe_of(setup).views)
-    feed = Feed(
-        setup.data.train,
-        batch_size=setup.config.batch_size,
-        seed=setup.config.seed,
-        device=setup.execution.device,
-    )
     readings = [tails.read()]
-    for step, batch in enumerate(feed.batches(0, steps)):
+    for step, batch in enumerate(setup.feed().batches(0, steps)):
         train_step(batch, step)
         gradient.step(1.0 / setup.config.accumulate)
         if (step + 1) % max(1, steps // READINGS) == 0:

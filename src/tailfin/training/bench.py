@@ -1,5 +1,6 @@
 """Where a step's time goes on this machine, what each placement costs on it, and what to change."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Bench:
         used: FLOP/s of forward (online and target) and backward, by the whole step's time.
         placements: Seconds a step over those of `stopgrad`, by placement; the median of rounds taken in turn.
         larger: Batch size and images a second at a batch `LARGER` times as large; None where it did not fit.
+        compiled: What compiling gains, where the settings ask for it.
         advice: What to change, one sentence each.
     """
 
@@ -56,7 +58,23 @@ class Bench:
     used: float
     placements: Mapping[str, float]
     larger: tuple[int, float] | None
+    compiled: "Compiled | None"
     advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling the parts gains and costs.
+
+    Attributes:
+        faster: Time of a step without over that with it; the median of rounds taken in turn.
+        seconds: That the first steps took longer than others: the time of compiling.
+        pays_after: Steps after which the time is won back; None where it never is.
+    """
+
+    faster: float
+    seconds: float
+    pays_after: int | None
 
 
 class Stopwatch:
@@ -118,7 +136,7 @@ def bench(config: Config, data: Dataset, *, seconds: float = SECONDS) -> Bench:
     Raises:
         UserError: As `prepare`.
     """
-    setup = prepare(config, data)
+    setup = prepare(replace(config, compile=False), data)
     phases = _phases(setup, seconds)
     arms = {name: prepare(replace(setup.config, momentum=name), data) for name in _placements(setup)}
     times = _in_turn({"this": setup, **arms}, seconds)
@@ -131,6 +149,7 @@ def bench(config: Config, data: Dataset, *, seconds: float = SECONDS) -> Bench:
     peak = _peak(setup.execution)
     used = _flops(setup) / whole
     larger = _larger(setup, data, seconds)
+    compiled = _compiled(setup, data, seconds) if config.compile else None
     return Bench(
         setup.execution,
         setup.config.batch_size,
@@ -140,6 +159,7 @@ def bench(config: Config, data: Dataset, *, seconds: float = SECONDS) -> Bench:
         used,
         placements,
         larger,
+        compiled,
         tuple(advice(phases, rate, larger)),
     )
 
@@ -190,7 +210,7 @@ def _phases(setup: Setup, seconds: float) -> dict[str, float]:
     step = Step(setup, watch)
     rows = []
     end = None
-    batches = _batches(setup, _feed(setup))
+    batches = _batches(setup, setup.feed())
     for number in range(WARM_UP + MOST):
         watch.seconds = dict.fromkeys(PHASES, 0.0)
         with watch("data"):
@@ -205,11 +225,6 @@ def _phases(setup: Setup, seconds: float) -> dict[str, float]:
     return {name: median(row[name] for row in rows) for name in PHASES}
 
 
-def _feed(setup: Setup) -> Feed:
-    config, device = setup.config, setup.execution.device
-    return Feed(setup.data.train, batch_size=config.batch_size, seed=config.seed, device=device)
-
-
 def _batches(setup: Setup, feed: Feed) -> Iterator[Batch]:
     """Batches without end, in the run's order."""
     while True:
@@ -220,7 +235,7 @@ def _in_turn(setups: Mapping[str, Setup], seconds: float) -> dict[str, list[floa
     """Seconds of a step of each, in turn: what slows the machine for a while slows all of them alike."""
     steps = {name: Step(setup) for name, setup in setups.items()}
     # One feed for all: each keeps the images on a GPU where they fit.
-    feed = _feed(next(iter(setups.values())))
+    feed = next(iter(setups.values())).feed()
     batches = {name: _batches(setup, feed) for name, setup in setups.items()}
     times: dict[str, list[float]] = {name: [] for name in setups}
     end = None
@@ -250,6 +265,21 @@ def _larger(setup: Setup, data: Dataset, seconds: float) -> tuple[int, float] | 
     except torch.OutOfMemoryError:
         return None
     return size, size / median(times)
+
+
+def _compiled(setup: Setup, data: Dataset, seconds: float) -> Compiled:
+    other = prepare(replace(setup.config, compile=True), data)
+    start = time.perf_counter()
+    step, batches = Step(other), _batches(other, other.feed())
+    for number in range(WARM_UP):
+        step(next(batches), number)
+    _wait(other.execution.device)
+    spent = time.perf_counter() - start
+    times = _in_turn({"plain": setup, "compiled": other}, seconds)
+    plain, compiled = median(times["plain"]), median(times["compiled"])
+    faster = median(a / b for a, b in zip(times["plain"], times["compiled"], strict=True))
+    cost = max(0.0, spent - WARM_UP * compiled)
+    return Compiled(faster, cost, math.ceil(cost / (plain - compiled)) if plain > compiled else None)
 
 
 def _flops(setup: Setup) -> float:

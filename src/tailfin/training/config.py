@@ -15,7 +15,7 @@ from tailfin.files import write_atomically
 FORMAT = 1
 """Raised when a setting changes its meaning, so that an old file is refused and not misread."""
 
-HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes", "judge"})
+HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes", "images_on", "judge"})
 """Settings that do not change what a run computes."""
 
 OptimizerName = Literal["sgd", "lars", "adamw"]
@@ -84,6 +84,11 @@ class Config:
     """Open: the faster one on this device, measured."""
     memory_format: Literal["contiguous", "channels_last"] | None = None
     """Open: the faster one on this device, measured."""
+    compile: bool = False
+    """Compile each part of the encoder (torch.compile) before the first step, which takes a minute or more; `tailfin
+    bench --compile` measures what it gains on this machine."""
+    images_on: Literal["device", "host"] | None = None
+    """Where the training images are kept. Open: on a GPU where they take less than a quarter of its free memory."""
     gap: float = 0.0
     """Weight of Residual Momentum's gap loss, which draws each view's online output to its own target's."""
     method_options: Mapping[str, float] = field(default_factory=dict)

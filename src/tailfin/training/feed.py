@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from tailfin.data.types import ImageSet
 from tailfin.training.seeds import generator
 from tailfin.views.transfer import send
+
+Place = Literal["device", "host"]
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,38 @@ def order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "order", epoch))
 
 
+USUAL_SHARE, LARGEST_SHARE = 0.25, 0.9
+"""Of a GPU's free memory, what the training images may take where nothing is said, and where they are asked to."""
+
+
+def place_for(images: ImageSet, device: torch.device, asked: Place | None) -> Place:
+    """Where to keep the training images: on a GPU where they fit, else on the host."""
+    if device.type != "cuda" or asked == "host":
+        return "host"
+    share = USUAL_SHARE if asked is None else LARGEST_SHARE
+    free = torch.cuda.mem_get_info(device)[0]
+    return "device" if images.images.nbytes < share * free else "host"
+
+
 class Feed:
     """Serves batches from step to step, the next one being fetched while this one is worked on.
 
     Args:
-        images: The training images; kept on a GPU where they take less than a quarter of its free memory.
+        images: The training images.
         batch_size: Images a step.
         seed: Of the order.
         device: Where the batches are wanted.
+        place: Where the images are kept: on that device, or on the host.
     """
 
-    def __init__(self, images: ImageSet, *, batch_size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, images: ImageSet, *, batch_size: int, seed: int, device: torch.device, place: Place = "host"
+    ) -> None:
         self.images, self.aspect = images.images, images.aspect
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(images) // batch_size
         self._order = (-1, torch.empty(0, dtype=torch.int64))
-        if device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(device)[0] // 4:
+        if place == "device":
             self.images = self.images.to(device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:

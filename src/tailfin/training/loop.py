@@ -15,7 +15,6 @@ from torch import Tensor
 from tailfin.errors import UserError
 from tailfin.training import checkpoint
 from tailfin.training import config as settings
-from tailfin.training.feed import Feed
 from tailfin.training.folder import Log, RunFolder
 from tailfin.training.monitoring import Monitors
 from tailfin.training.setup import Setup, fingerprint
@@ -98,12 +97,7 @@ class Loop:
             Diverged: At a loss that is not finite; the last checkpoint is from before.
         """
         setup, state = self.setup, self.state
-        feed = Feed(
-            setup.data.train,
-            batch_size=setup.config.batch_size,
-            seed=setup.config.seed,
-            device=setup.execution.device,
-        )
+        feed = setup.feed()
         saved = since = time.perf_counter()
         waited, counted = 0.0, 0
         with _catch_signals() as caught:

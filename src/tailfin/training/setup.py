@@ -23,6 +23,7 @@ from tailfin.training import config as settings
 from tailfin.training import progress
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, fastest, find_device
+from tailfin.training.feed import Feed, place_for
 from tailfin.training.seeds import derive
 from tailfin.views import recipes
 from tailfin.views.augment import Augment
@@ -61,6 +62,17 @@ class Setup:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.steps_per_epoch * self.config.epochs
+
+    def feed(self) -> Feed:
+        """The training images, a batch a step."""
+        config = self.config
+        return Feed(
+            self.data.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device=self.execution.device,
+            place=config.images_on or "host",
+        )
 
 
 def load_data(config: Config, device: torch.device) -> Dataset:
@@ -109,7 +121,12 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     execution = fastest(
         encoder.parts, example, device, precision=config.precision, memory_format=config.memory_format
     )
-    config = replace(config, precision=execution.precision, memory_format=execution.memory_format)
+    config = replace(
+        config,
+        precision=execution.precision,
+        memory_format=execution.memory_format,
+        images_on=place_for(data.train, device, config.images_on),
+    )
     execution.place(encoder)
     method.to(device)
     views = _views(method_type.recipe_at(size).views, config)
@@ -120,6 +137,8 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
         small = [recipes.local(view, side) for view in islice(cycle(views), config.local_views)]
         local = Augment(small, size=side, mean=data.mean, std=data.std)
         _check_local(encoder, method, channels, size, side, config)
+    if config.compile:
+        encoder.compile_parts()
     return Setup(config, data, encoder, method, augment, local, execution, steps)
 
 

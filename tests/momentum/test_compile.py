@@ -1,0 +1,83 @@
+"""Compiled part by part, an encoder computes the same outputs, gradients and buffers, and monitors hear the same."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tailfin
+from tailfin.stability import GradientMonitor
+
+BACKEND = "aot_eager"  # traces forward and backward as the default does, and needs no C++ compiler
+
+
+def encoder(placement: str, **options: object) -> tailfin.MomentumEncoder:
+    torch.manual_seed(0)
+    stages = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 12)),
+    ).double()
+    head = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 6)).double()
+    return tailfin.MomentumEncoder(stages, projector=head, placement=placement, decay=0.9, **options)  # type: ignore[arg-type]
+
+
+def trained(subject: tailfin.MomentumEncoder) -> tuple[Tensor, Tensor]:
+    """Projections of the target after three steps, and the gradients that a monitor heard."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.SGD([p for p in subject.parameters() if p.requires_grad], lr=0.1)
+    monitor = GradientMonitor(subject.online_parts())
+    for _ in range(3):
+        views = [
+            torch.randn(8, 3, side, side, generator=generator, dtype=torch.float64) for side in (12, 12, 8)
+        ]
+        online, target = subject(views, 2)
+        loss = (online.projections[0] - target.projections[1]).square().mean()
+        loss = loss + (online.projections[2] - target.projections[0]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step()
+        subject.update()
+    heard = monitor.flush()
+    monitor.remove()
+    return target.projections[0].detach(), heard
+
+
+@pytest.mark.parametrize(
+    ("placement", "options"),
+    [
+        ("none", {}),
+        ("stopgrad", {}),
+        ("projector", {}),
+        ("1", {}),
+        ("all", {}),
+        ("all", {"buffers": "ema"}),
+        ("2:", {"through": True}),
+    ],
+    ids=str,
+)
+def test_a_compiled_encoder_trains_as_one_that_is_not(placement: str, options: dict[str, object]) -> None:
+    plain, compiled = encoder(placement, **options), encoder(placement, **options)
+    compiled.compile_parts(backend=BACKEND)
+    torch._dynamo.reset()
+    expected, found = trained(plain), trained(compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=0.0)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_a_copy_is_its_own_and_not_compiled() -> None:
+    compiled = encoder("projector")
+    compiled.compile_parts(backend=BACKEND)
+    other = copy.deepcopy(compiled).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert not bool(other.encode(x)[1].any())
+    assert bool(compiled.eval().encode(x)[1].any())
