@@ -47,9 +47,9 @@ def build(
                     {"params": some, "weight_decay": weight_decay if decayed else 0.0, "fixed": still}
                 )
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
     from timm.optim import Lars
 
     for group in groups:

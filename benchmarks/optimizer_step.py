@@ -1,0 +1,78 @@
+"""One optimizer step over all tensors of a model: ours against the other forms that torch and timm have.
+
+python benchmarks/optimizer_step.py
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from common import in_turn, ratio, save, spread, words
+from timm.optim import Lars
+
+from tailfin.training import optimizers
+from tailfin.training.config import OptimizerName
+from tailfin.training.device import find_device, keep_freed_memory
+
+MODELS = ("resnet18", "vit_small_patch16_224")
+KINDS: tuple[OptimizerName, ...] = ("sgd", "lars", "adamw")
+RATE, DECAY = 1e-6, 1e-4
+
+
+def main() -> None:
+    """Measure and print one row a model and an arm."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, help="of timm")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    device = find_device(asked.device)
+    keep_freed_memory()
+    figures: dict[str, Any] = {}
+    for name in asked.models:
+        model = timm.create_model(name, num_classes=0).to(device)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter) * 1e-3
+        arms = {
+            f"{kind}, {form}": step for kind in KINDS for form, step in forms(kind, model, device).items()
+        }
+        seconds = in_turn(arms, asked.rounds, device)
+        figures[name] = rows = {}
+        print(name)
+        for arm, times in seconds.items():
+            ours = seconds[f"{arm.split(',')[0]}, ours"]
+            rows[arm] = {"seconds": spread(times), "over_ours": ratio(times, ours)}
+            print(
+                f"  {arm:<16}{1e3 * rows[arm]['seconds']['median']:>8.2f} ms, "
+                f"{words(rows[arm]['over_ours'])} of ours, n = {len(times)}",
+                flush=True,
+            )
+    save("optimizer-step", device, figures, asked.out)
+
+
+def forms(
+    kind: OptimizerName, model: torch.nn.Module, device: torch.device
+) -> dict[str, Callable[[], Any]]:
+    """A step of each form of one optimizer."""
+    ours = optimizers.build(kind, [model], lr=RATE, weight_decay=DECAY)
+    groups = [
+        {"params": group["params"], "weight_decay": group["weight_decay"]} for group in ours.param_groups
+    ]
+    made = {"ours": ours}
+    for foreach in (False, True):
+        form = "foreach" if foreach else "loop"
+        if kind == "adamw":
+            made[form] = torch.optim.AdamW(groups, lr=RATE, foreach=foreach)
+        elif kind == "sgd":
+            made[form] = torch.optim.SGD(groups, lr=RATE, momentum=0.9, foreach=foreach)
+        else:
+            made[form] = Lars(groups, lr=RATE, momentum=0.9, foreach=foreach)
+    return {form: optimizer.step for form, optimizer in made.items()}
+
+
+if __name__ == "__main__":
+    main()
