@@ -9,6 +9,7 @@ from tailfin.views.colour import Jitter, greyscale, hue_place, solarise
 from tailfin.views.geometry import gaussian_blur, resized_crop
 from tailfin.views.parameters import ViewParameters, draw
 from tailfin.views.recipes import ViewRecipe
+from tailfin.views.threads import each
 from tailfin.views.transfer import send
 
 # Values worked on at once on a CPU: 64 views of 32 px (0.8 MB) or one of 224 px, whose temporaries stay in an L2
@@ -73,9 +74,12 @@ class Augment:
     def apply(self, images: Tensor, recipe: ViewRecipe, parameters: ViewParameters) -> Tensor:
         """The one view of uint8 `images` that `parameters` describe; `recipe` gives what is not random."""
         views = torch.empty(len(images), images.shape[1], self.size, self.size, device=images.device)
+
+        def make(chunk: slice) -> None:
+            self._apply(images[chunk], recipe, parameters.at(chunk), views[chunk])
+
         with torch.autocast(images.device.type, enabled=False):
-            for chunk in _chunks(views):
-                self._apply(images[chunk], recipe, parameters.at(chunk), views[chunk])
+            each(make, _chunks(views), images.device)
         return views
 
     def _apply(self, images: Tensor, recipe: ViewRecipe, parameters: ViewParameters, views: Tensor) -> None:
@@ -129,10 +133,13 @@ def evaluate_view(
         share = torch.stack((ratio.clamp_max(1), (1 / ratio).clamp_max(1)), dim=1)
         box = torch.cat(((1 - share) / 2, share), dim=1) * torch.tensor([height, width] * 2)
     view = torch.empty(count, channels, size, size, device=images.device)
+
+    def make(chunk: slice) -> None:
+        crop = resized_crop(images[chunk], torch.arange(count)[chunk] - chunk.start, box[chunk], size)
+        view[chunk] = _normalise_(crop, mean, std)
+
     with torch.autocast(images.device.type, enabled=False):
-        for chunk in _chunks(view):
-            crop = resized_crop(images[chunk], torch.arange(count)[chunk] - chunk.start, box[chunk], size)
-            view[chunk] = _normalise_(crop, mean, std)
+        each(make, _chunks(view), images.device)
     return view
 
 
