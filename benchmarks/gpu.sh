@@ -74,6 +74,8 @@ bench judging 60 "--skip-sklearn" "--tiny --skip-sklearn --rounds 1 --probe-roun
 bench placement_cost_byol 80 "--method byol $big --rounds 9 $placements" \
   "--method byol $small --placements stopgrad projector" placement_cost.py
 bench monitor_cost 90 "$big" "$small" monitor_cost.py
+bench step_profile 40 "--batch-size 512" "--backbone resnet10w4 --batch-size 4 --steps 1" step_profile.py
+bench optimizer_step 40 "" "--models resnet18 --rounds 1" optimizer_step.py
 bench views 90 "--rounds 3" "--rounds 1" views.py
 bench start 90 "--rounds 3" "--rounds 1 --batch-size 8" start.py
 line bench 90 "$big" "--backbone resnet10w4 --batch-size 8 --limit 64" -m tailfin bench --data "$data"

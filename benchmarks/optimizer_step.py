@@ -54,9 +54,7 @@ def main() -> None:
     save("optimizer-step", device, figures, asked.out)
 
 
-def forms(
-    kind: OptimizerName, model: torch.nn.Module, device: torch.device
-) -> dict[str, Callable[[], Any]]:
+def forms(kind: OptimizerName, model: torch.nn.Module, device: torch.device) -> dict[str, Callable[[], Any]]:
     """A step of each form of one optimizer."""
     ours = optimizers.build(kind, [model], lr=RATE, weight_decay=DECAY)
     groups = [

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from common import said, save
 
-from tailfin.cli import _settings  # the runs' own words, read as the runs read them
+from tailfin.cli import settings_of
 from tailfin.training.bench import bench
 from tailfin.training.config import Config
 from tailfin.training.device import find_device, keep_freed_memory
@@ -53,7 +53,7 @@ def main() -> None:
     device = find_device(asked.device)
     asked.runs.mkdir(parents=True, exist_ok=True)
     refuse_others(asked.runs, [*options, *asked.recipe])
-    config = _settings([*options, "--epochs", str(min(asked.epochs)), *asked.recipe], "pretrain", "")
+    config = settings_of([*options, "--epochs", str(min(asked.epochs)), *asked.recipe], "pretrain", "")
     figures: dict[str, Any] = {"options": said([*options, *asked.recipe]), "target": asked.target}
     figures["profile"] = profile(asked.runs / "profile.json", config, device)
     rows: dict[str, Any] = {}

@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 CPU = torch.device("cpu")
-QUICK = ("loop_share", "momentum_update", "judging")
+QUICK = ("loop_share", "momentum_update", "judging", "step_profile", "optimizer_step")
 """Lines of gpu.sh whose tiny form takes some seconds each; all of them take four minutes of one core."""
 
 
@@ -63,7 +63,13 @@ def test_quick_lines_of_the_gpu_set(tmp_path: Path) -> None:
     done = gpu("--tiny", "shapes", str(tmp_path), GPU_ONLY=" ".join(QUICK))
     assert done.returncode == 0, done.stdout + done.stderr
     found = saved(tmp_path)
-    assert set(found) == {"loop-share-resnet10w4-cpu", "momentum-update-cpu", "judging-cpu"}
+    assert set(found) == {
+        "loop-share-resnet10w4-cpu",
+        "momentum-update-cpu",
+        "judging-cpu",
+        "step-profile-resnet10w4-cpu",
+        "optimizer-step-cpu",
+    }
     where = found["judging-cpu"]["where"]
     assert where["command"].startswith("judging.py --device cpu --tiny") or " --tiny " in where["command"]
     assert str(tmp_path) not in json.dumps(found)

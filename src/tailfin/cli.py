@@ -250,20 +250,20 @@ def _pretrain(words: list[str]) -> int:
 
 
 def _advise(words: list[str]) -> int:
-    chosen = _settings(words, "advise", ADVISE)
+    chosen = settings_of(words, "advise", ADVISE)
     from tailfin import commands
 
     return commands.advise_only(chosen)
 
 
 def _bench(words: list[str]) -> int:
-    chosen = _settings(words, "bench", BENCH)
+    chosen = settings_of(words, "bench", BENCH)
     from tailfin import commands
 
     return commands.bench_only(chosen)
 
 
-def _settings(words: list[str], command: str, description: str) -> Config:
+def settings_of(words: list[str], command: str, description: str) -> Config:
     """The settings of a run that is not made."""
     own = _trusted_method(words)
     chosen = _parse(Config, words, command, description, Config())
