@@ -18,7 +18,11 @@ def unknown(kind: str, value: str, allowed: Iterable[str], where: str = "") -> U
         where: The option, file or key that held the value.
     """
     names = list(allowed)
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
-    return UserError(f"unknown {kind} {value!r}{place}; allowed: {', '.join(names)}{hint}")
+    return UserError(f"unknown {kind} {value!r}{place}; allowed: {', '.join(names)}{nearest(value, names)}")
+
+
+def nearest(value: str, names: Iterable[str]) -> str:
+    """The end of a message: a question after the name nearest to `value`; empty where none is near."""
+    near = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailfin.errors import UserError
 from tailfin.momentum.placement import Placement
 from tailfin.study import cells, summary
 from tailfin.study.cells import Compute
@@ -284,3 +285,10 @@ def test_fingerprints_stay_what_they_are() -> None:
     )  # fmt: skip
     # As in the tables that are kept: another value would make every finished run of every study an unknown one.
     assert cells.fingerprint(cells.canonical(byol, COMPUTE)) == "07b31a581b"
+
+
+def test_a_data_set_of_unknown_size_needs_one_and_a_misspelt_name_is_asked_about() -> None:
+    with pytest.raises(UserError, match=r"image_size is needed with data 'photos'.* depend on it$"):
+        cells.check(Config(data="photos"))
+    with pytest.raises(UserError, match="did you mean 'cifar10'"):
+        cells.check(Config(data="cifra10"))

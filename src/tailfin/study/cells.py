@@ -12,7 +12,7 @@ import torch
 
 from tailfin import backbones, methods
 from tailfin.data.types import ImageSet
-from tailfin.errors import UserError
+from tailfin.errors import UserError, nearest
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training import misfits, setup
 from tailfin.training.config import FORMAT, HARMLESS, Config, from_dict
@@ -81,7 +81,9 @@ def check(config: Config) -> None:
     """
     if config.image_size is None and config.data not in SMALL:
         raise Misfit(
-            "image_size", f"image_size is needed with data {config.data!r}: the methods' recipes depend on it"
+            "image_size",
+            f"image_size is needed with data {config.data!r}: the methods' recipes depend on it"
+            + nearest(config.data, SMALL),
         )
     misfits.find(config, image_size=32)
     with blaming("optimizer"):
