@@ -43,7 +43,6 @@ def section(name: str, method: type[Method]) -> list[str]:
     if about.expected:
         figures = ", ".join(f"{data} {value:g} %" for data, value in about.expected.items())
         facts.append(f"Linear accuracy elsewhere: {figures} ({about.expected_source}).")
-    facts += measured(name)
     return [
         "",
         f"### {about.title}",
@@ -58,26 +57,36 @@ def section(name: str, method: type[Method]) -> list[str]:
         "|---" * (1 + len(columns)) + "|",
         *("| " + " | ".join((key, *(column[key] for column in columns))) + " |" for key in columns[0]),
         *(["", fill(" ".join(facts), 118)] if facts else []),
+        *measured(name),
     ]
 
 
 def measured(name: str) -> list[str]:
     """What our study of all methods found of one, if it has run."""
     rows = [row for row in table.read(OURS).values() if row["settings"]["method"] == name]
+    rows = [row for row in rows if row["linear"] is not None]
     if not rows:
         return []
     order = ("none", "stopgrad", "projector", "all")
     rows.sort(key=lambda row: (order.index(row["settings"]["momentum"]), row["seed"]))
     settings = rows[0]["settings"]
-    figures = ", ".join(
-        f"{row['settings']['momentum']} {row['linear']:.1f} %"
-        + ("" if row["state"] == "healthy" else f" ({row['state']})")
-        for row in rows
-        if row["linear"] is not None
-    )
-    return [
+    said = (
         f"Ours after {settings['epochs']} epochs of {settings['limit']:,} images of {settings['data']}, narrow "
-        f"ResNet: {figures}; untrained {rows[0]['linear_untrained']:.1f} % (studies/cpu-all-methods.toml)."
+        "ResNet, seed 0, in percent (studies/cpu-all-methods.toml):"
+    )
+    figures = [
+        f"| {row['settings']['momentum']} | {row['knn']:.1f} | {row['linear']:.1f} | {row['state']} |"
+        for row in rows
+    ]
+    untrained = f"| untrained | {rows[0]['knn_untrained']:.1f} | {rows[0]['linear_untrained']:.1f} | |"
+    return [
+        "",
+        fill(said, 118),
+        "",
+        "| momentum | kNN | linear | verdict |",
+        "|---|---|---|---|",
+        *figures,
+        untrained,
     ]
 
 
