@@ -19,6 +19,7 @@ from tailfin.training.device import find_device, keep_freed_memory
 
 MODELS = ("resnet18", "vit_small_patch16_224")
 KINDS: tuple[OptimizerName, ...] = ("sgd", "lars", "adamw")
+FORMS = ("loop", "foreach", "fused")
 RATE, DECAY = 1e-6, 1e-4
 
 
@@ -55,20 +56,19 @@ def main() -> None:
 
 
 def forms(kind: OptimizerName, model: torch.nn.Module, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """A step of each form of one optimizer."""
+    """A step of each form of one optimizer: as a run builds it, tensor by tensor, all at once, fused."""
     ours = optimizers.build(kind, [model], lr=RATE, weight_decay=DECAY)
-    groups = [
-        {"params": group["params"], "weight_decay": group["weight_decay"]} for group in ours.param_groups
-    ]
-    made = {"ours": ours}
-    for foreach in (False, True):
-        form = "foreach" if foreach else "loop"
+    made: dict[str, torch.optim.Optimizer] = {"ours": ours}
+    for form in FORMS:
+        # Anew for each form: an optimizer keeps its settings in the groups that it is given.
+        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in ours.param_groups]
+        how = {"foreach": form == "foreach", **({"fused": True} if form == "fused" else {})}
         if kind == "adamw":
-            made[form] = torch.optim.AdamW(groups, lr=RATE, foreach=foreach)
+            made[form] = torch.optim.AdamW(groups, lr=RATE, **how)
         elif kind == "sgd":
-            made[form] = torch.optim.SGD(groups, lr=RATE, momentum=0.9, foreach=foreach)
-        else:
-            made[form] = Lars(groups, lr=RATE, momentum=0.9, foreach=foreach)
+            made[form] = torch.optim.SGD(groups, lr=RATE, momentum=0.9, **how)
+        elif form != "fused":
+            made[form] = Lars(groups, lr=RATE, momentum=0.9, **how)
     return {form: optimizer.step for form, optimizer in made.items()}
 
 

@@ -1,6 +1,8 @@
 """What kinds of operation a training step is made of: each kind's own time, as torch's profiler sees it.
 
 python benchmarks/step_profile.py                       # ResNet-18 at 32 px, bf16, channels_last
+
+On a CPU in one thread: the profiler does not see the threads that make views.
 """
 
 import argparse
@@ -10,7 +12,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import save
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from tailfin.training.config import Config
@@ -24,6 +28,7 @@ KINDS = {
     "batch norm, forward": r"aten::\w*batch_norm(?!\w*backward)\w*$",
     "batch norm, backward": r"aten::\w*batch_norm\w*backward\w*$",
     "matrix products": r"aten::(\w*mm|\w*linear\w*|matmul|dot)$",
+    "momentum update": r"aten::_foreach_lerp_$",
     "optimizer": r"aten::_(fused|foreach)_\w+$",
     "copies and casts": r"aten::(\w*copy\w*|_to_copy|to|contiguous|clone|cat|\w*index_select|fill_|zero_)$",
     "activations and sums": r"aten::(relu\w*|clamp_min\w*|threshold_backward|add_?|sum|mean|\w*pool\w*)$",
@@ -45,6 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     keep_freed_memory()
+    torch.set_num_threads(1)
     config = Config(
         method=asked.method,
         momentum=asked.momentum,
@@ -69,6 +75,8 @@ def main() -> None:
     seconds: dict[str, float] = defaultdict(float)
     rest: dict[str, float] = defaultdict(float)
     for event in seen.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, whose time its operation has already
         spent = 1e-6 * (event.self_device_time_total if cuda else event.self_cpu_time_total) / asked.steps
         kind = next((kind for kind, form in KINDS.items() if re.fullmatch(form, event.key)), OTHER)
         seconds[kind] += spent

@@ -20,7 +20,7 @@ from tailfin.training import checkpoint, misfits
 from tailfin.training import config as settings
 from tailfin.training.advice import Advice, advise
 from tailfin.training.config import Config
-from tailfin.training.device import Execution, find_device, keep_freed_memory
+from tailfin.training.device import Execution, find_compiler, find_device, keep_freed_memory
 from tailfin.training.folder import RunFolder
 from tailfin.training.judging import Judge, Subject, device_name, judging_seed, scores
 from tailfin.training.loop import Diverged, Loop, Stopped
@@ -66,7 +66,7 @@ def pretrain(config: Config, resumed: Config | None) -> int:
         finer = next((n for n in range(more, size // 2 + 1) if size % n == 0), None)
         advice = (
             f"cut it into micro-batches with --accumulate {finer}" if finer else "take a smaller --batch-size"
-        )
+        ) + (", or leave the images to --images-on host" if config.images_on == "device" else "")
         print(f"tailfin: the device's memory is full at --batch-size {size}; {advice}", file=sys.stderr)
         return 1
     finally:
@@ -80,7 +80,9 @@ def check(config: Config) -> None:
     Raises:
         UserError: An unknown method, device, backbone or part.
     """
-    find_device(config.device)
+    device = find_device(config.device)
+    if config.compile:
+        find_compiler(device)
     misfits.find(config, image_size=64)
 
 
@@ -92,7 +94,7 @@ def _train(config: Config, folder: RunFolder) -> int:
     setup = prepare(config, data)
     settings.save(setup.config, folder.config)
     folder.save_skipped(setup.data.skipped)
-    _say_choices(setup, folder, config.images_on)
+    _say_choices(setup, folder)
     judge = Judge(setup, folder)
     loop = Loop(setup, folder, judge.validate if judge.can_validate else None)
     progress = best(loop.state.step, setup.total_steps)
@@ -257,7 +259,7 @@ def write_report(folder: RunFolder, unfinished: Mapping[str, Any] | None = None)
     return folder.report
 
 
-def _say_choices(setup: Setup, folder: RunFolder, images_asked: str | None) -> None:
+def _say_choices(setup: Setup, folder: RunFolder) -> None:
     config, encoder = setup.config, setup.encoder
     channels, size = setup.data.train.images.shape[1], setup.augment.size
     example = setup.execution.images(torch.zeros(1, channels, size, size, device=setup.execution.device))
@@ -282,14 +284,13 @@ def _say_choices(setup: Setup, folder: RunFolder, images_asked: str | None) -> N
     print(f"momentum    {config.momentum} ({placed})", end="")
     print(f", decay {config.decay:g} to {config.decay_end:g}" if encoder.placement.placed else "", end="")
     print(f"; the target path repeats {100 * cost:.1f} % of the forward FLOPs")
-    unfit = (
-        ", for they do not fit on the device"
-        if (images_asked, config.images_on) == ("device", "host")
-        else ""
-    )
+    where = ""
+    if setup.execution.device.type == "cuda":
+        unfit = config.images_on == "device" and setup.images_on == "host"
+        where = f"; images on the {setup.images_on}{', for they do not fit on the device' if unfit else ''}"
     print(
         f"compute     {config.backbone} on {config.device}, {config.precision}, {config.memory_format}, "
-        f"{'compiled' if config.compile else 'not compiled'}; images on the {config.images_on}{unfit}",
+        f"{'compiled' if config.compile else 'not compiled'}{where}",
         flush=True,
     )
 

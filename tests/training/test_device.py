@@ -1,6 +1,7 @@
 """Where and how to compute."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from tailfin.errors import UserError
 from tailfin.training import device
-from tailfin.training.device import Execution, fastest, find_device
+from tailfin.training.device import Execution, fastest, find_compiler, find_device
 
 
 def test_wrong_devices_are_named() -> None:
@@ -63,3 +64,15 @@ def test_it_is_measured_without_touching_the_model() -> None:
     assert isinstance(chosen, Execution)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="--compile needs a compiler on cpu: no-such-compiler is not found"):
+        find_compiler(torch.device("cpu"))
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"g\+\+ or clang\+\+ is not found"):
+        find_compiler(torch.device("cpu"))
+    monkeypatch.setenv("CC", sys.executable)
+    find_compiler(torch.device("cuda"))

@@ -35,8 +35,8 @@ def test_batches_follow_the_order_and_resume_anywhere(data: Dataset) -> None:
         ("cuda", None, 4.1, "device"),
         ("cuda", None, 3.9, "host"),
         ("cuda", "host", 100.0, "host"),
-        ("cuda", "device", 1.2, "device"),
-        ("cuda", "device", 1.1, "host"),
+        ("cuda", "device", 1.4, "device"),
+        ("cuda", "device", 1.3, "host"),
     ],
 )
 def test_images_are_kept_on_a_gpu_where_they_fit(

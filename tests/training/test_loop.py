@@ -49,15 +49,29 @@ def same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("method", "momentum", "optimizer"),
     [("simclr", "projector", "sgd"), ("byol", "all", "lars"), ("mocov2plus", "layer2,projector", "adamw")],
 )
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
-    method: str, momentum: str, optimizer: str, settings: Make, data: Dataset, tmp_path: Path
+    method: str,
+    momentum: str,
+    optimizer: str,
+    memory_format: str,
+    settings: Make,
+    data: Dataset,
+    tmp_path: Path,
 ) -> None:
     config = settings(
-        method=method, momentum=momentum, optimizer=optimizer, lr=0.05, epochs=4, decay=0.9, decay_end=1.0
+        method=method,
+        momentum=momentum,
+        optimizer=optimizer,
+        memory_format=memory_format,
+        lr=0.05,
+        epochs=4,
+        decay=0.9,
+        decay_end=1.0,
     )
     run(config, data, tmp_path / "whole")
     for stop in (5, 15):
@@ -289,3 +303,11 @@ def test_backbones_without_batch_norm_get_adamw(backbone: str, settings: Make, d
     assert (found.optimizer, found.lr, found.weight_decay) == ("adamw", 1.5e-4, 0.1)
     with pytest.raises(UserError, match=r"--optimizer lars is not the usual one here \(adamw\)"):
         resolved(replace(open_, optimizer="lars"), methods.load("byol"), data.train, torch.device("cpu"))
+
+
+def test_parameters_whose_first_gradient_comes_late_train(
+    settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    """SwAV's prototypes rest during its first steps."""
+    config = settings(method="swav", optimizer="sgd", lr=0.05, epochs=2)
+    run(config, data, tmp_path / "run")

@@ -45,10 +45,43 @@ def test_an_error_in_a_thread_is_the_callers() -> None:
         each(fail, [slice(0, 1), slice(1, 2)], CPU)
 
 
-def test_one_chunk_or_one_thread_stays_with_the_caller() -> None:
-    names = []
-    each(lambda _: names.append(current_thread().name), [slice(0, 1), slice(1, 2)], CPU)
-    assert set(names) == {current_thread().name}
+@pytest.mark.usefixtures("three_threads")
+def test_nothing_is_worked_on_after_an_error() -> None:
+    begun = []
+
+    def fail(chunk: slice) -> None:
+        begun.append(chunk.start)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        each(fail, [slice(start, start + 1) for start in range(1000)], CPU)
+    count = len(begun)
+    each(lambda _: None, [slice(0, 1), slice(1, 2), slice(2, 3)], CPU)
+    assert len(begun) == count < 1000
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_views_can_be_made_in_inference_mode() -> None:
+    images = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
+    with torch.inference_mode():
+        views = evaluate_view(images, size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert views.is_inference()
+    assert bool((views == -1).all())
+
+
+def names_of(count: int) -> set[str]:
+    names = set()
+    each(lambda _: names.add(current_thread().name), [slice(k, k + 1) for k in range(count)], CPU)
+    return names
+
+
+def test_one_thread_is_the_callers() -> None:
+    assert names_of(4) == {current_thread().name}
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_one_chunk_stays_with_the_caller() -> None:
+    assert names_of(1) == {current_thread().name}
 
 
 @pytest.mark.usefixtures("three_threads")

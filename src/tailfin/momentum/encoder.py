@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tailfin.branch import Branch
 from tailfin.errors import unknown
+from tailfin.momentum.compiled import compile_forward
 from tailfin.momentum.parts import Parts, module_key, split
 from tailfin.momentum.placement import KEYWORDS, PROJECTOR, Placement
 from tailfin.momentum.update import Average, Decay, average_, check_buffers
@@ -119,15 +120,17 @@ class MomentumEncoder(nn.Module):
         return {name: self.part(name) for name in self.names}
 
     def compile_parts(self, **options: Any) -> None:
-        """Compile every part on its own and in place (`torch.nn.Module.compile`); the state keeps its keys.
+        """Compile every part on its own and in place (`torch.compile`); the state keeps its keys.
 
-        Monitors listen where parts end, and so break no graph. Call it after the last move to a device.
+        A part is compiled when it first runs, and again for each mode that it runs in: without gradient, in eval
+        mode, over views of another size. Monitors listen where parts end, outside what is compiled. Torch's limit of
+        recompilations is raised in the whole process.
 
         Args:
             options: Of `torch.compile`.
         """
         for module in (*self.online_parts().values(), *self.momentum.values()):
-            module.compile(**options)
+            compile_forward(module, options)
 
     def boundaries(self, view: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Every part's output on the online and on the target path; before the fork they are the same tensors.

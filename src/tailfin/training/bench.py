@@ -22,7 +22,7 @@ from tailfin.training.step import Step
 
 PHASES = ("data", "views", "forward online", "forward target", "loss", "backward", "optimizer", "momentum")
 SECONDS = 15.0
-"""Each of the three measurements stops after so long, once it has its fewest rounds: about a minute in all."""
+"""Each of the three measurements, and of what compiling gains, stops after so long, once it has its fewest rounds."""
 FEWEST, MOST = 3, 20
 WARM_UP = 2
 LOADER_BOUND, VIEWS_BOUND = 0.1, 0.25
@@ -68,7 +68,8 @@ class Compiled:
 
     Attributes:
         faster: Time of a step without over that with it; the median of rounds taken in turn.
-        seconds: That the first steps took longer than others: the time of compiling.
+        seconds: That the first steps took longer than others: the time of compiling, but for what the probe and
+            validation add in a run.
         pays_after: Steps after which the time is won back; None where it never is.
     """
 
@@ -276,10 +277,10 @@ def _compiled(setup: Setup, data: Dataset, seconds: float) -> Compiled:
     _wait(other.execution.device)
     spent = time.perf_counter() - start
     times = _in_turn({"plain": setup, "compiled": other}, seconds)
-    plain, compiled = median(times["plain"]), median(times["compiled"])
     faster = median(a / b for a, b in zip(times["plain"], times["compiled"], strict=True))
-    cost = max(0.0, spent - WARM_UP * compiled)
-    return Compiled(faster, cost, math.ceil(cost / (plain - compiled)) if plain > compiled else None)
+    cost = max(0.0, spent - WARM_UP * median(times["compiled"]))
+    won = median(times["plain"]) * (1 - 1 / faster)
+    return Compiled(faster, cost, math.ceil(cost / won) if won > 0 else None)
 
 
 def _flops(setup: Setup) -> float:

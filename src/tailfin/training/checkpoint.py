@@ -102,6 +102,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, own in optimizer.state.items():
+        for key, value in own.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # A file knows no memory format, and fused optimizers on a CPU pair weights and state by their places
+                # in memory: in another format each weight would go on with the state of another.
+                own[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

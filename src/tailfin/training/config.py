@@ -85,7 +85,7 @@ class Config:
     memory_format: Literal["contiguous", "channels_last"] | None = None
     """Open: the faster one on this device, measured."""
     compile: bool = False
-    """Compile each part of the encoder (torch.compile) before the first step, which takes a minute or more; `tailfin
+    """Compile each part of the encoder (torch.compile) when it first runs, which takes a minute or more; `tailfin
     bench --compile` measures what it gains on this machine."""
     images_on: Literal["device", "host"] | None = None
     """Where the training images are kept. Open: on a GPU where they take less than a quarter of its free memory."""

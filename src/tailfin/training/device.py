@@ -3,8 +3,10 @@
 import copy
 import ctypes
 import math
+import os
 import re
 import resource
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -98,6 +100,20 @@ def find_device(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise UserError(f"--device {name!r} is not on this machine, which has {count} CUDA devices")
     return device
+
+
+def find_compiler(device: torch.device) -> None:
+    """Find out that torch.compile lacks the compiler that it calls: C++ for a CPU, C for a GPU's launchers.
+
+    Raises:
+        UserError: There is none.
+    """
+    variable, usual = ("CXX", ("g++", "clang++")) if device.type == "cpu" else ("CC", ("gcc", "clang"))
+    named = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ([named] if named else usual)):
+        raise UserError(
+            f"--compile needs a compiler on {device.type}: {named or ' or '.join(usual)} is not found"
+        )
 
 
 def fastest(

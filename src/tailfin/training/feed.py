@@ -38,8 +38,9 @@ def order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "order", epoch))
 
 
-USUAL_SHARE, LARGEST_SHARE = 0.25, 0.9
-"""Of a GPU's free memory, what the training images may take where nothing is said, and where they are asked to."""
+USUAL_SHARE, LARGEST_SHARE = 0.25, 0.75
+"""Of a GPU's free memory, what the training images may take where nothing is said, and where they are asked to: the
+rest is for activations."""
 
 
 def place_for(images: ImageSet, device: torch.device, asked: Place | None) -> Place:

@@ -47,9 +47,10 @@ def build(
                     {"params": some, "weight_decay": weight_decay if decayed else 0.0, "fixed": still}
                 )
     if kind == "adamw":
+        # Not SGD: fused, it fails where a parameter's first gradient comes later than others' (SwAV's prototypes).
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     from timm.optim import Lars
 
     for group in groups:

@@ -23,7 +23,7 @@ from tailfin.training import config as settings
 from tailfin.training import progress
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, fastest, find_device
-from tailfin.training.feed import Feed, place_for
+from tailfin.training.feed import Feed, Place, place_for
 from tailfin.training.seeds import derive
 from tailfin.views import recipes
 from tailfin.views.augment import Augment
@@ -46,6 +46,7 @@ class Setup:
         augment: The views.
         local: The small crops of multi-crop; None for none.
         execution: Device, precision, memory format.
+        images_on: Where the training images are kept: what the settings ask for, where they fit.
         steps_per_epoch: Optimizer steps an epoch; the last, incomplete batch is left out.
     """
 
@@ -56,6 +57,7 @@ class Setup:
     augment: Augment
     local: Augment | None
     execution: Execution
+    images_on: Place
     steps_per_epoch: int
 
     @property
@@ -71,7 +73,7 @@ class Setup:
             batch_size=config.batch_size,
             seed=config.seed,
             device=self.execution.device,
-            place=config.images_on or "host",
+            place=self.images_on,
         )
 
 
@@ -121,12 +123,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     execution = fastest(
         encoder.parts, example, device, precision=config.precision, memory_format=config.memory_format
     )
-    config = replace(
-        config,
-        precision=execution.precision,
-        memory_format=execution.memory_format,
-        images_on=place_for(data.train, device, config.images_on),
-    )
+    config = replace(config, precision=execution.precision, memory_format=execution.memory_format)
     execution.place(encoder)
     method.to(device)
     views = _views(method_type.recipe_at(size).views, config)
@@ -139,7 +136,8 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
         _check_local(encoder, method, channels, size, side, config)
     if config.compile:
         encoder.compile_parts()
-    return Setup(config, data, encoder, method, augment, local, execution, steps)
+    place = place_for(data.train, device, config.images_on)
+    return Setup(config, data, encoder, method, augment, local, execution, place, steps)
 
 
 def _check_local(

@@ -1,7 +1,7 @@
 """Chunks of a batch worked on side by side by threads of a CPU, each with one thread of torch's own."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from threading import Barrier
 
@@ -11,15 +11,29 @@ import torch
 def each(work: Callable[[slice], None], chunks: Sequence[slice], device: torch.device) -> None:
     """Call `work` on every chunk; on a CPU as many at once as torch has threads.
 
-    A chunk is small enough for a cache, and so too small for torch to share each of its many operations out.
+    A chunk is small enough for a cache, and so too small for torch to share each of its many operations out. After an
+    error or an interruption no chunk is worked on any more.
     """
-    threads = min(torch.get_num_threads(), len(chunks))
-    if device.type != "cpu" or threads < 2:
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or min(threads, len(chunks)) < 2:
         for chunk in chunks:
             work(chunk)
         return
-    for done in [_pool(torch.get_num_threads()).submit(work, chunk) for chunk in chunks]:
-        done.result()
+    inference = torch.is_inference_mode_enabled()  # which a thread does not take over from its caller
+
+    def one(chunk: slice) -> None:
+        with torch.inference_mode(inference):
+            work(chunk)
+
+    pool = _pool(threads)
+    pending = [pool.submit(one, chunk) for chunk in chunks]
+    try:
+        for done in pending:
+            done.result()
+    finally:
+        for left in pending:
+            left.cancel()
+        wait(pending)
 
 
 @lru_cache
