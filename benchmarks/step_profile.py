@@ -1,8 +1,6 @@
 """What kinds of operation a training step is made of: each kind's own time, as torch's profiler sees it.
 
 python benchmarks/step_profile.py                       # ResNet-18 at 32 px, bf16, channels_last
-
-On a CPU in one thread: the profiler does not see the threads that make views.
 """
 
 import argparse
@@ -12,7 +10,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import save
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -50,7 +47,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     keep_freed_memory()
-    torch.set_num_threads(1)
     config = Config(
         method=asked.method,
         momentum=asked.momentum,
