@@ -38,9 +38,7 @@ def main() -> None:
         model = timm.create_model(name, num_classes=0).to(device)
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) * 1e-3
-        arms = {
-            f"{kind}, {form}": step for kind in KINDS for form, step in forms(kind, model, device).items()
-        }
+        arms = {f"{kind}, {form}": step for kind in KINDS for form, step in forms(kind, model).items()}
         seconds = in_turn(arms, asked.rounds, device)
         figures[name] = rows = {}
         print(name)
@@ -55,14 +53,14 @@ def main() -> None:
     save("optimizer-step", device, figures, asked.out)
 
 
-def forms(kind: OptimizerName, model: torch.nn.Module, device: torch.device) -> dict[str, Callable[[], Any]]:
+def forms(kind: OptimizerName, model: torch.nn.Module) -> dict[str, Callable[[], Any]]:
     """A step of each form of one optimizer: as a run builds it, tensor by tensor, all at once, fused."""
     ours = optimizers.build(kind, [model], lr=RATE, weight_decay=DECAY)
     made: dict[str, torch.optim.Optimizer] = {"ours": ours}
     for form in FORMS:
         # Anew for each form: an optimizer keeps its settings in the groups that it is given.
         groups = [{key: group[key] for key in ("params", "weight_decay")} for group in ours.param_groups]
-        how = {"foreach": form == "foreach", **({"fused": True} if form == "fused" else {})}
+        how = {"fused": True} if form == "fused" else {"foreach": form == "foreach"}
         if kind == "adamw":
             made[form] = torch.optim.AdamW(groups, lr=RATE, **how)
         elif kind == "sgd":

@@ -6,7 +6,6 @@ python benchmarks/step_profile.py                       # ResNet-18 at 32 px, bf
 import argparse
 import re
 from collections import defaultdict
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +60,13 @@ def main() -> None:
     setup = prepare(config)
     step, device = Step(setup), setup.execution.device
     batch = next(setup.feed().batches(0, 1))
-    for number, each in enumerate(repeat(batch, WARM_STEPS)):
-        step(each, number).item()
+    for number in range(WARM_STEPS):
+        step(batch, number).item()
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as seen:
-        for number, each in enumerate(repeat(batch, asked.steps)):
-            step(each, WARM_STEPS + number).item()
+        for number in range(WARM_STEPS, WARM_STEPS + asked.steps):
+            step(batch, number).item()
     seconds: dict[str, float] = defaultdict(float)
     rest: dict[str, float] = defaultdict(float)
     for event in seen.key_averages():

@@ -36,6 +36,11 @@ def test_the_fastest_is_chosen_by_time_and_the_lower_precision_has_to_earn_it(
     near = {("fp32", "contiguous"): 1.0, ("fp32", "channels_last"): 0.8, ("bf16", "contiguous"): 0.75}
     assert choose({**near, ("bf16", "channels_last"): 0.75}) == ("fp32", "channels_last")
     assert choose({**amx, ("bf16", "channels_last"): 1.0}, precision="fp32") == ("fp32", "channels_last")
+    tie = {("fp32", "contiguous"): 1.0, ("fp32", "channels_last"): 1.01}
+    assert choose({**tie, ("bf16", "contiguous"): 1.0, ("bf16", "channels_last"): 1.0}) == (
+        "fp32",
+        "channels_last",
+    )
     tight = {
         ("fp32", "contiguous"): math.inf,
         ("fp32", "channels_last"): math.inf,

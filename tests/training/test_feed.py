@@ -1,10 +1,16 @@
 """Batches: every image once an epoch, the same from any step on."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from tailfin.data.types import Dataset
+from tailfin.training import setup
+from tailfin.training.config import Config
 from tailfin.training.feed import Feed, Place, order, place_for
+from tailfin.training.setup import prepare
 
 
 def test_each_epoch_is_its_own_permutation() -> None:
@@ -52,10 +58,23 @@ def test_images_are_kept_on_a_gpu_where_they_fit(
     assert place_for(data.train, torch.device(device), asked) == place
 
 
-def test_a_batch_is_the_same_from_either_place(data: Dataset) -> None:
-    host, device = (
-        Feed(data.train, batch_size=12, seed=3, device=torch.device("cpu"), place=place)
-        for place in ("host", "device")
-    )
-    for a, b in zip(host.batches(0, 4), device.batches(0, 4), strict=True):
-        assert torch.equal(a.images, b.images)
+def test_a_run_feeds_from_the_place_that_was_found(
+    settings: Callable[..., Config], data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[torch.device] = []
+    whole = data.train.images.shape
+    move = torch.Tensor.to
+
+    def spy(tensor: torch.Tensor, *where: Any, **options: Any) -> torch.Tensor:
+        if tensor.shape == whole and where and isinstance(where[0], torch.device):
+            moved.append(where[0])
+        return move(tensor, *where, **options)
+
+    host = prepare(settings(), data)
+    monkeypatch.setattr(setup, "place_for", lambda *_: "device")
+    device = prepare(settings(), data)
+    monkeypatch.setattr(torch.Tensor, "to", spy)
+    host.feed()
+    assert not moved
+    device.feed()
+    assert moved == [torch.device("cpu")]

@@ -104,7 +104,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for parameter, own in optimizer.state.items():
         for key, value in own.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape == parameter.shape:
                 # A file knows no memory format, and fused optimizers on a CPU pair weights and state by their places
                 # in memory: in another format each weight would go on with the state of another.
                 own[key] = torch.empty_like(parameter).copy_(value)
