@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from tailfin.evaluation.knn import knn_accuracy, nearest
 from tailfin.files import write_json
 from tailfin.momentum import MomentumEncoder
 from tailfin.momentum.cost import measured_cost, part_flops
+from tailfin.momentum.placement import PROJECTOR
 from tailfin.stability import collapse, verdict
 from tailfin.stability.signs import Sign
 from tailfin.training.device import Execution
@@ -56,17 +57,30 @@ class Subject:
     std: tuple[float, ...]
     batch_size: int
 
-    def features(self, images: ImageSet, *, momentum: bool = False) -> tuple[Tensor, Tensor]:
+    def features(self, images: ImageSet) -> tuple[Tensor, ...]:
         """Backbone and projector outputs of the deterministic view, float32 on the CPU."""
+        return self._outputs(images, self.encoder.encode)
+
+    def branches(self, images: ImageSet) -> tuple[Tensor, ...]:
+        """The same of the online branch, then of the target path; what lies before the fork is computed once."""
+
+        def both(views: Tensor) -> tuple[Tensor, ...]:
+            return tuple(x for branch in self.encoder(views) for x in (*branch.features, *branch.projections))
+
+        return self._outputs(images, both)
+
+    def _outputs(
+        self, images: ImageSet, encode: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
         training = self.encoder.training
         self.encoder.eval()
 
-        def encode(views: Tensor) -> tuple[Tensor, Tensor]:
+        def run(views: Tensor) -> tuple[Tensor, ...]:
             with self.execution.autocast():
-                return self.encoder.encode(self.execution.images(views), momentum=momentum)
+                return encode(self.execution.images(views))
 
-        backbone, projector = extract(
-            encode,
+        outputs = extract(
+            run,
             images,
             size=self.size,
             mean=self.mean,
@@ -77,7 +91,7 @@ class Subject:
         self.encoder.train(
             training
         )  # a training that went on in eval mode would hardly learn, and say nothing
-        return backbone, projector
+        return outputs
 
 
 def scores(
@@ -85,21 +99,24 @@ def scores(
 ) -> dict[str, Scores]:
     """kNN and linear accuracy of each output and weights, beside the untrained encoder and, if asked, raw pixels."""
     train_labels, test_labels = _labels(train), _labels(test)
-    device = subject.execution.device
+    device, placement = subject.execution.device, subject.encoder.placement
 
-    def judge(name: str, one: Tensor, other: Tensor) -> tuple[str, Scores]:
-        return name, score(one, train_labels, other, test_labels, seed, device=device)
+    def judge(one: Tensor, other: Tensor) -> Scores:
+        return score(one, train_labels, other, test_labels, seed, device=device)
 
-    found = []
-    for weights in ("online", "momentum") if subject.encoder.placement.placed else ("online",):
-        ours, theirs = (subject.features(images, momentum=weights == "momentum") for images in (train, test))
-        for output, one, other in zip(("backbone", "projector"), ours, theirs, strict=True):
-            found.append(judge(f"{output}_{weights}", one, other))
-    found.append(judge("untrained", untrained.features(train)[0], untrained.features(test)[0]))
+    outputs = subject.branches if placement.placed else subject.features
+    both = zip(outputs(train), outputs(test), strict=True)
+    found = {"backbone_online": judge(*next(both)), "projector_online": judge(*next(both))}
+    if placement.placed:
+        backbone, projector = both
+        shared = placement.names[placement.fork] == PROJECTOR
+        found["backbone_momentum"] = found["backbone_online"] if shared else judge(*backbone)
+        found["projector_momentum"] = judge(*projector)
+    found["untrained"] = judge(untrained.features(train)[0], untrained.features(test)[0])
     if pixels:
         plain = (raw_pixels(images, subject.mean, subject.std) for images in (train, test))
-        found.append(judge("raw_pixels", *plain))
-    return dict(found)
+        found["raw_pixels"] = judge(*plain)
+    return found
 
 
 class Judge:

@@ -1,6 +1,6 @@
 """Batched augmentation on the device, and the deterministic view for judging."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -73,31 +73,19 @@ class Augment:
     @torch.no_grad()
     def apply(self, images: Tensor, recipe: ViewRecipe, parameters: ViewParameters) -> Tensor:
         """The one view of uint8 `images` that `parameters` describe; `recipe` gives what is not random."""
-        views = torch.empty(len(images), images.shape[1], self.size, self.size, device=images.device)
-        with torch.autocast(images.device.type, enabled=False):
-            for chunk in _chunks(views):
-                self._apply(images[chunk], recipe, parameters.at(chunk), views[chunk])
-        return views
-
-    def _apply(self, images: Tensor, recipe: ViewRecipe, parameters: ViewParameters, views: Tensor) -> None:
-        """One view of `images`, written to `views`."""
         device, channels = images.device, images.shape[1]
+        views = torch.empty(len(images), channels, self.size, self.size, device=device)
+        # Sorted once for all chunks: most of them then hold one place of the hue, or no jitter at all.
         place, order = hue_place(parameters).sort(stable=True)
         parameters = parameters.at(order)
-        x = resized_crop(images, order, parameters.box, self.size, parameters.flip)
-        if parameters.jitter.any():
-            x = Jitter.of(parameters, place, channels, device)(x)
-        if channels == 3 and parameters.greyscale.any():
-            some = send(parameters.greyscale.nonzero()[:, 0], device)
-            x.index_copy_(0, some, greyscale(x.index_select(0, some)))
-        if parameters.blur.any():
-            host = parameters.blur.nonzero()[:, 0]
-            some, sigma = send(host, device), send(parameters.sigma[host].to(torch.float32), device)
-            x.index_copy_(0, some, gaussian_blur(x.index_select(0, some), sigma, recipe.blur_kernel))
-        if parameters.solarise.any():
-            some = send(parameters.solarise.nonzero()[:, 0], device)
-            x.index_copy_(0, some, solarise(x.index_select(0, some), recipe.threshold))
-        torch.index_select(_normalise_(x, self.mean, self.std), 0, send(order.argsort(), device), out=views)
+        jitter = Jitter.of(parameters, place, channels, device)
+        with torch.autocast(device.type, enabled=False):
+            for chunk in _chunks(views):
+                index, own = order[chunk], parameters.at(chunk)
+                x = resized_crop(images, index, own.box, self.size, own.flip)
+                x = _coloured(jitter.at(chunk)(x), recipe, own)
+                views.index_copy_(0, send(index, device), _normalise_(x, self.mean, self.std))
+        return views
 
 
 @torch.no_grad()
@@ -141,6 +129,28 @@ def denormalise(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     """Views [N, C, H, W] as pictures, uint8 of the same shape."""
     scale, shift = _channel_values(std, views), _channel_values(mean, views)
     return (views * scale + shift).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _coloured(x: Tensor, recipe: ViewRecipe, parameters: ViewParameters) -> Tensor:
+    """What comes after the jitter, each operation on the samples that undergo it."""
+    if x.shape[1] == 3:
+        x = _changed(x, parameters.greyscale, greyscale)
+    sigma = parameters.sigma[parameters.blur].to(torch.float32)
+    x = _changed(
+        x, parameters.blur, lambda some: gaussian_blur(some, send(sigma, x.device), recipe.blur_kernel)
+    )
+    return _changed(x, parameters.solarise, lambda some: solarise(some, recipe.threshold))
+
+
+def _changed(x: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`x`, which may be overwritten, with the chosen samples changed."""
+    count = int(chosen.count_nonzero())
+    if count == len(chosen):
+        return change(x)
+    if count:
+        some = send(chosen.nonzero()[:, 0], x.device)
+        x.index_copy_(0, some, change(x.index_select(0, some)))
+    return x
 
 
 def _normalise_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

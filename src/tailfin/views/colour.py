@@ -68,8 +68,20 @@ class Jitter:
             bounds=tuple(bounds),
         )
 
+    def at(self, chunk: slice) -> "Jitter":
+        """The jitter of some of the samples."""
+        count = len(self.hue[chunk])
+        return Jitter(
+            matrices=self.matrices[:, chunk],
+            contrast=self.contrast[:, chunk],
+            hue=self.hue[chunk],
+            bounds=tuple(min(max(bound - chunk.start, 0), count) for bound in self.bounds),
+        )
+
     def __call__(self, images: Tensor) -> Tensor:
         """The jittered images: float32 [M, C, H, W] in [0, 1], which serve as scratch space."""
+        if self.bounds[-1] == 0:
+            return images
         channels = images.shape[1]
         weights = send(luma(channels), images.device)
         pixels, scratch = images.flatten(2), torch.empty_like(images).flatten(2)
