@@ -135,14 +135,15 @@ def probe(data: Data, rounds: int, device: torch.device, *, sklearn: bool) -> di
 def by_sklearn(data: Data, accuracy: dict[str, float], name: str) -> None:
     """The same regression: features standardised, the mean loss penalised by L2."""
     from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
-    train, labels, test, test_labels = data
-    std, mean = torch.std_mean(train, dim=0, correction=0)
+    train, labels, test, test_labels = (tensor.numpy() for tensor in data)
+    scaler = StandardScaler().fit(train)
     model = LogisticRegression(C=1 / (len(train) * L2), max_iter=1000, tol=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.fit(((train - mean) / std).numpy(), labels.numpy())
-    accuracy[name] = 100 * float(model.score(((test - mean) / std).numpy(), test_labels.numpy()))
+        model.fit(scaler.transform(train), labels)
+    accuracy[name] = 100 * float(model.score(scaler.transform(test), test_labels))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """Rewrite the made part of docs/methods.md: `python docs/make_methods.py`."""
 
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from textwrap import fill
 
 from tailfin import methods
 from tailfin.methods.base import Method, Recipe
 from tailfin.study import table
+from tailfin.study.design import Row
 
 PAGE = Path(__file__).with_name("methods.md")
-OURS = Path(__file__).parents[1] / "results" / "cpu-all-methods"
-"""Where the study of all methods lies, once it has run."""
+RESULTS = Path(__file__).parents[1] / "results"
+SHORT, LONG = "cpu-all-methods", "cpu-all-methods-long"
+"""The studies of all methods, and of those that need longer."""
+PLACEMENTS = ("none", "stopgrad", "projector", "all")
 FIRST = (
     "<!-- What follows is made by `python docs/make_methods.py` from what each method says of itself. -->\n"
 )
@@ -20,17 +25,18 @@ def made(page: str) -> str:
     """The page with its made part renewed."""
     head, _, rest = page.partition(FIRST)
     _, _, tail = rest.partition(LAST)
-    known = sorted(
-        ((name, methods.load(name)) for name in methods.names()),
-        key=lambda item: (item[1].about.family or "", item[1].about.year or 0, item[0]),
-    )
-    lines = []
-    for place, (name, method) in enumerate(known):
-        family = method.about.family
-        if place == 0 or family != known[place - 1][1].about.family:
-            lines += ["", f"## {str(family).capitalize()}"]
-        lines += section(name, method)
+    lines = overview()
+    for family, some in groupby(known(), key=lambda item: item[1].about.family):
+        lines += ["", f"## {str(family).capitalize()}"]
+        for name, method in some:
+            lines += section(name, method)
     return head + FIRST + "\n".join(lines) + "\n\n" + LAST + tail
+
+
+def known() -> list[tuple[str, type[Method]]]:
+    """All methods with their names, by family and year."""
+    loaded = ((name, methods.load(name)) for name in methods.names())
+    return sorted(loaded, key=lambda item: (item[1].about.family or "", item[1].about.year or 0, item[0]))
 
 
 def section(name: str, method: type[Method]) -> list[str]:
@@ -61,33 +67,85 @@ def section(name: str, method: type[Method]) -> list[str]:
     ]
 
 
-def measured(name: str) -> list[str]:
-    """What our study of all methods found of one, if it has run."""
-    rows = [row for row in table.read(OURS).values() if row["settings"]["method"] == name]
-    rows = [row for row in rows if row["linear"] is not None and row["seed"] == min(r["seed"] for r in rows)]
-    if not rows:
+def overview() -> list[str]:
+    """What our studies of all methods gave, one row a method."""
+    short, long = runs(SHORT), runs(LONG)
+    if not short:
         return []
-    order = ("none", "stopgrad", "projector", "all")
-    rows.sort(key=lambda row: (order.index(row["settings"]["momentum"]), row["seed"]))
-    settings = rows[0]["settings"]
     said = (
-        f"Ours after {settings['epochs']} epochs of {settings['limit']:,} images of {settings['data']}, narrow "
-        f"ResNet, seed {rows[0]['seed']}, in percent (studies/cpu-all-methods.toml):"
+        f"Linear probe and, in brackets, kNN in percent after {budget(short[0])}, narrow ResNet, one seed: `tailfin "
+        f"study studies/{SHORT}.toml`. The untrained encoder has {untrained(short)}. All methods share one optimizer "
+        "and one decay, and none is tuned more than another: the rows are no contest of methods. Where the monitors "
+        "find a run not healthy, their verdict stands beside its figures."
     )
-    figures = [
-        f"| {row['settings']['momentum']} | {row['knn']:.1f} | {row['linear']:.1f} | {row['state']} |"
-        for row in rows
-    ]
-    untrained = f"| untrained | {rows[0]['knn_untrained']:.1f} | {rows[0]['linear_untrained']:.1f} | |"
-    return [
-        "",
-        fill(said, 118),
-        "",
-        "| momentum | kNN | linear | verdict |",
-        "|---|---|---|---|",
-        *figures,
-        untrained,
-    ]
+    head = ["method", "as published", *PLACEMENTS]
+    rows = []
+    for name, method in known():
+        found = {
+            row["settings"]["momentum"]: figures(row) for row in short if row["settings"]["method"] == name
+        }
+        if method.stop_gradient:
+            found["none"] = "the same as stopgrad"
+        rows.append(
+            [method.about.title, method.recipe.placement, *(found.get(each, "") for each in PLACEMENTS)]
+        )
+    lines = ["", "## What ours gave", "", fill(said, 118), "", *grid(head, rows)]
+    if long:
+        said = (
+            f"What as published stays less than 10 points above the untrained encoder there, after {budget(long[0])} "
+            f"(`tailfin study studies/{LONG}.toml`):"
+        )
+        rows = [[title(row), row["settings"]["momentum"], figures(row)] for row in long]
+        lines += ["", fill(said, 118), "", *grid(["method", "momentum", "linear (kNN)"], rows)]
+    return lines
+
+
+def measured(name: str) -> list[str]:
+    """The same of one method, in a sentence a study."""
+    said = []
+    for study in (SHORT, LONG):
+        own = [row for row in runs(study) if row["settings"]["method"] == name]
+        if own:
+            found = ", ".join(f"{row['settings']['momentum']} {figures(row)}" for row in own)
+            said.append(f"Ours after {budget(own[0])}, linear (kNN): {found}; untrained {untrained(own)}.")
+    return ["", fill(" ".join(said), 118)] if said else []
+
+
+def runs(study: str) -> list[Row]:
+    """Finished runs of a study, by method and placement."""
+
+    def place(row: Row) -> tuple[str, int]:
+        return row["settings"]["method"], PLACEMENTS.index(row["settings"]["momentum"])
+
+    return sorted(table.read(RESULTS / study).values(), key=place)
+
+
+def title(row: Row) -> str:
+    """The name of a run's method."""
+    return methods.load(row["settings"]["method"]).about.title
+
+
+def budget(row: Row) -> str:
+    """How long a run was."""
+    settings = row["settings"]
+    return f"{settings['epochs']} epochs of {settings['limit']:,} images of CIFAR-10"
+
+
+def figures(row: Row) -> str:
+    """Linear and kNN accuracy, and a verdict that is not healthy."""
+    verdict = "" if row["state"] == "healthy" else f", {row['state']}"
+    return f"{row['linear']:.1f} ({row['knn']:.1f}){verdict}"
+
+
+def untrained(rows: Sequence[Row]) -> str:
+    """The untrained encoder's accuracies: it is the same in all runs of one seed, whatever the method."""
+    [(linear, knn)] = {(row["linear_untrained"], row["knn_untrained"]) for row in rows}
+    return f"{linear:.1f} ({knn:.1f})"
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
 def recipe_rows(recipe: Recipe) -> dict[str, str]:

@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from tailfin.evaluation.linear import SWEEP, fit_logistic, linear_probe
+from tailfin.evaluation.linear import SWEEP, linear_probe
+from tailfin.evaluation.logistic import fit_logistic
 
 
 def blobs(n: int, d: int, classes: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -50,6 +51,38 @@ def test_same_objective_and_accuracy_as_scikit_learn(n: int, d: int, classes: in
     assert got == pytest.approx(want, rel=1e-4)
     accuracy = 100 * float((ours.logits(test[0]).argmax(dim=1) == test[1]).double().mean())
     assert accuracy == pytest.approx(100 * oracle.score(*(part.numpy() for part in test)), abs=0.2)
+
+
+@pytest.mark.parametrize(("n", "d", "classes"), [(1500, 24, 5), (60, 90, 3)])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-6])
+def test_tolerance_is_the_share_of_the_objective_still_to_gain(
+    n: int, d: int, classes: int, tolerance: float
+) -> None:
+    x, y = blobs(n, d, classes)
+    x = torch.from_numpy(StandardScaler().fit_transform(x)).float()
+    # A column that is constant and labels in order, at the weakest penalty of the sweep.
+    order = y.argsort()
+    x, y = torch.cat((x, torch.zeros(n, 1)), dim=1)[order], y[order]
+    oracle = LogisticRegression(C=1 / (n * 1e-5), tol=1e-10, max_iter=1000, solver="newton-cholesky")
+    oracle.fit(x.double().numpy(), y.numpy())
+    want = slow_objective(x.numpy(), y.numpy(), oracle.coef_.T, oracle.intercept_, 1e-5)
+    ours = fit_logistic(x, y, classes, 1e-5, tolerance=tolerance)
+    got = slow_objective(x.numpy(), y.numpy(), ours.weight.numpy(), ours.bias.numpy(), 1e-5)
+    assert ours.objective == pytest.approx(got, rel=1e-4)
+    assert want * (1 - 1e-6) <= got <= want * (1 + 30 * tolerance)
+
+
+def test_start_and_classes_without_samples_do_not_move_the_minimum() -> None:
+    x, y = blobs(600, 12, 3)
+    x = torch.from_numpy(StandardScaler().fit_transform(x)).float()
+    plain = fit_logistic(x, y, 3, 1e-2)
+    assert fit_logistic(x, y, 3, 1e-2, start=fit_logistic(x, y, 3, 1.0)).objective == pytest.approx(
+        plain.objective, rel=1e-6
+    )
+    more = fit_logistic(x, y, 5, 1e-2)
+    # Their bias goes to minus infinity; what is left of them is what the tolerance leaves.
+    assert more.objective == pytest.approx(plain.objective, rel=1e-4)
+    assert int(more.logits(x).argmax(dim=1).max()) < 3
 
 
 def test_probe_is_scikit_learn_on_standardised_features_at_the_chosen_penalty() -> None:
@@ -95,6 +128,16 @@ def test_scale_offset_and_dead_features_do_not_matter() -> None:
     assert linear_probe(scaled[:400], y[:400], scaled[400:], y[400:]).accuracy == other.accuracy
 
 
+def test_one_penalty_is_fitted_without_holding_out() -> None:
+    x, y = blobs(600, 12, 3)
+    result = linear_probe(x[:400], y[:400], x[400:], y[400:], sweep=(1e-3,))
+    assert (result.l2, result.validation_accuracy, result.tried) == (1e-3, None, ())
+    scaler = StandardScaler().fit(x[:400])
+    oracle = LogisticRegression(C=1 / (400 * 1e-3), tol=1e-8, max_iter=5000)
+    oracle.fit(scaler.transform(x[:400]), y[:400])
+    assert result.accuracy == pytest.approx(100 * oracle.score(scaler.transform(x[400:]), y[400:]), abs=0.6)
+
+
 def test_labels_need_not_be_contiguous() -> None:
     x, y = blobs(400, 12, 3)
     # In the same order, so that the validation split is the same too.
@@ -129,6 +172,8 @@ def test_impossible_input_is_refused() -> None:
         linear_probe(x, y, x[:0], y[:0])
     with pytest.raises(ValueError, match="not finite"):
         linear_probe(x * torch.nan, y, x, y)
+    with pytest.raises(ValueError, match="not finite"):
+        linear_probe(x, y, torch.where(x == x[3, 1], -torch.inf, x), y)
     with pytest.raises(ValueError, match=r"l2 = 0\.0"):
         fit_logistic(x, y, 2, 0.0)
     assert list(SWEEP) == sorted(SWEEP, reverse=True)
