@@ -22,7 +22,10 @@ from tailfin.training.judging import device_name
 from tailfin.training.versions import source
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
-PEERS = ("lightly", "stable-pretraining", "lightning", "kornia", "faiss-cpu", "scikit-learn")
+PEERS = (
+    *("lightly", "stable-pretraining", "solo-learn", "lightning", "kornia", "faiss-cpu", "scikit-learn"),
+    *("spdl", "nvidia-dali-cuda120", "nvidia-dali-cuda130"),
+)
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
 """Of the processor's instructions, those that decide how fast a matrix product is."""
 LEAST_SECONDS = 0.2

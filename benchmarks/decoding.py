@@ -1,11 +1,14 @@
-"""From a folder of JPEGs (500x400) to SimCLR views at 224 px: ours against torchvision's ImageFolder and DataLoader.
+"""From a folder of JPEGs (500x400) to SimCLR views at 224 px: ours against torchvision, SPDL and NVIDIA DALI.
 
 python benchmarks/decoding.py
 
 Ours decodes in the first epoch alone; a further one is a second pass over what was loaded, which lies in memory or,
-where it takes more than a third of it, in a memory-mapped cache: here by force, in arms of their own. torchvision
-decodes in every epoch. Views alone are made from batches that were picked before: a further epoch cannot take less.
+where it takes more than a third of it, in a memory-mapped cache: here by force, in arms of their own. The others
+decode in every epoch. Views alone are made from batches that were picked before: a further epoch cannot take less.
 No image has a label, so that none is held out and every arm sees all of them.
+
+SPDL (pip install spdl, and FFmpeg's shared libraries) and DALI (pip install nvidia-dali-cuda130) run where they are
+installed, on the CPU; what their views have otherwise is said in spdl_arm.py and dali_arm.py.
 """
 
 import argparse
@@ -13,9 +16,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,6 +37,7 @@ from tailfin.views.augment import Augment
 from views import MEAN, STD, torchvision_of
 
 Picked = tuple[Tensor, Tensor | None]
+Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 SIZE, BATCH = 224, 64
 TORCHVISION, FURTHER, VIEWS = "torchvision, an epoch", "ours, further epoch, in memory", "views alone"
@@ -70,6 +75,7 @@ def arms_of(photos: Path, cache: Path, count: int, workers: int) -> dict[str, Ca
     picked = [batch_of(kept, rows) for rows in order(count)]
     return {
         TORCHVISION: partial(torchvision_epoch, photos, workers),
+        **{f"{name}, an epoch": partial(peer_epoch, pairs, count) for name, pairs in peers(photos, workers)},
         "ours, first epoch, in memory": partial(first_epoch, photos, cache / "new", count, workers),
         "ours, first epoch, mapped": partial(first_epoch, photos, cache / "new", count, workers, mapped=True),
         FURTHER: partial(epoch, kept),
@@ -105,6 +111,32 @@ def torchvision_epoch(photos: Path, workers: int) -> float:
     for _ in DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=workers):
         pass
     return time.perf_counter() - start
+
+
+def peers(photos: Path, workers: int) -> Iterator[tuple[str, Pairs]]:
+    """Those of SPDL and DALI that run here, and what makes both views of batches of every image."""
+    recipe = recipes.simclr(SIZE)[0]
+    if find_spec("spdl") and find_spec("spdl.io"):
+        import spdl_arm
+
+        if spdl_arm.runs():
+            yield "SPDL", partial(spdl_arm.pairs, photos, recipe, SIZE, BATCH, workers)
+        else:
+            print("SPDL does not find FFmpeg's shared libraries: left out")
+    if find_spec("nvidia") and find_spec("nvidia.dali"):
+        import dali_arm
+
+        yield "DALI", partial(dali_arm.pairs, photos, recipe, SIZE, BATCH, workers, MEAN, STD)
+
+
+def peer_epoch(pairs: Pairs, count: int) -> float:
+    """Seconds of two views of every image through another library, which is built within them."""
+    start = time.perf_counter()
+    seen = sum(len(first) for first, _ in pairs())
+    spent = time.perf_counter() - start
+    if seen != count:
+        sys.exit(f"{seen} of {count} images came out")
+    return spent
 
 
 def loaded(photos: Path, cache: Path, count: int, workers: int, *, mapped: bool = False) -> ImageSet:

@@ -57,11 +57,11 @@ few="--batch-size 4 --steps 1 --rounds 1 --workers 1"
 small="--backbone resnet10w4 --batch-size 4 --rounds 1"
 placements="--placements none stopgrad projector layer4: all"
 big="--backbone resnet18 --batch-size 512"
-peers peers_simclr 160 "--methods simclr --batch-size 512 --workers $cores" "--methods simclr $few"
+peers peers_simclr 190 "--methods simclr --batch-size 512 --workers $cores" "--methods simclr $few"
 bench placement_cost 80 "$big --rounds 9 $placements" "$small --placements stopgrad projector" placement_cost.py
 bench loop_share 120 "--batch-size 512 --rounds 2" "--backbones resnet10w4 --batch-size 4 --steps 4 --rounds 1" \
   loop_share.py
-peers peers_simclr_4_workers 90 "--methods simclr --batch-size 512 --workers 4" "--methods simclr $few"
+peers peers_simclr_4_workers 110 "--methods simclr --batch-size 512 --workers 4" "--methods simclr $few"
 bench momentum_update 80 "--rounds 9" "--models resnet18 --step-batch 2 --rounds 1 --step-rounds 1" \
   momentum_update.py
 line to_accuracy 270 "--backbone resnet18 --epochs 100 --limit-minutes 4" \

@@ -6,7 +6,9 @@ python benchmarks/peers.py --device cuda --batch-size 512 --workers 16
 lightly (pip install lightly) runs its CIFAR-10 benchmark from its own pieces: torchvision transforms a sample in a
 DataLoader's workers, fp32; and the same with bf16 and channels_last turned on by hand. stable-pretraining (pip
 install stable-pretraining), where it is installed, runs SimCLR as in the complete example of its README, in fp32
-and in the bf16 that its Trainer offers. Heads, views and optimizers are each one's own.
+and in the bf16 that its Trainer offers. solo-learn, where version 1.0.6 is installed from its repository (what PyPI
+has of it, 1.0.2, is tied to torch 1.9.1), runs its SimCLR for CIFAR-10 in mixed precision and channels_last, as it
+comes. Heads, views and optimizers are each one's own.
 
 A DataLoader's workers make 2 batches each ahead: the clock starts once these are used up and 2 more, in every arm,
 and by default runs for three times as many batches, so that what was made before it is no part of the rate.
@@ -127,6 +129,8 @@ def arms_of(method: str, asked: Asked) -> dict[str, Callable[[], float]]:
     if method == "simclr" and find_spec("stable_pretraining"):
         for said, precision in (("its recipe", "32-true"), ("bf16-mixed", "bf16-mixed")):
             arms[f"stable-pretraining, {said}"] = partial(stable_pretraining, asked, precision)
+    if method == "simclr" and find_spec("solo"):
+        arms["solo-learn, its recipe"] = partial(solo_learn, asked)
     for placement in PLACEMENTS[method]:
         arms[f"ours, {placement}"] = Ours(method, placement, asked)
     return arms
@@ -235,6 +239,23 @@ def stable_pretraining(asked: Asked, precision: str) -> float:
         workers=asked.workers,
         device=asked.device,
         precision=precision,
+    )
+    return clock.seconds
+
+
+def solo_learn(asked: Asked) -> float:
+    """The arm of solo_learn_arm.py."""
+    from solo_learn_arm import simclr
+
+    pictures = Pictures(asked.data.train.images, lambda image: image)
+    clock = Clock(asked)
+    simclr(
+        pictures,
+        clock,
+        batch=asked.batch,
+        steps=asked.first + asked.steps + 1,
+        workers=asked.workers,
+        device=asked.device,
     )
     return clock.seconds
 

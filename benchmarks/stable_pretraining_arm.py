@@ -95,6 +95,10 @@ def simclr(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # It gives callbacks of its own to every Trainer: logs of the hardware, checkpoints and more
+    trainer.callbacks = [
+        each for each in trainer.callbacks if not type(each).__module__.startswith("stable_")
+    ]
     trainer.fit(module, train_dataloaders=loader)
 
 

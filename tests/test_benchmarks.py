@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,11 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from tailfin.views.recipes import ViewRecipe
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 CPU = torch.device("cpu")
 QUICK = ("loop_share", "momentum_update", "judging", "step_profile", "optimizer_step")
 """Lines of gpu.sh whose tiny form takes some seconds each; all of them take four minutes of one core."""
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+SPDL = bool(find_spec("spdl") and find_spec("spdl.io"))
+DALI = bool(find_spec("nvidia") and find_spec("nvidia.dali"))
 
 
 @pytest.fixture
@@ -140,6 +146,74 @@ def test_from_raw_files_to_an_accuracy(tmp_path: Path) -> None:
     other = subprocess.run([*command, "--recipe", "--lr", "0.1"], capture_output=True, text=True, check=False)
     assert other.returncode == 1
     assert "holds runs with other options" in other.stderr
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not find_spec("lightly"), reason="lightly is not installed")
+@pytest.mark.skipif(not find_spec("solo"), reason="solo-learn is not installed")
+def test_solo_learn_is_measured_beside_lightly(tmp_path: Path) -> None:
+    words = "--data shapes --methods simclr --batch-size 4 --steps 1 --rounds 1 --workers 1 --device cpu"
+    command = [sys.executable, str(FOLDER / "peers.py"), *words.split(), "--out", str(tmp_path)]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [found] = saved(tmp_path).values()
+    assert found["where"]["versions"]["solo-learn"]
+    rates = {name: found["figures"][name] for name in ("lightly, its recipe", "solo-learn, its recipe")}
+    base, arm = (each["images_per_second"]["median"] for each in rates.values())
+    assert rates["solo-learn, its recipe"]["over_lightly"]["median"] == pytest.approx(arm / base)
+
+
+def test_a_folder_of_jpegs_through_every_library_that_is_here(tmp_path: Path) -> None:
+    words = "--images 3 --rounds 1 --workers 1"
+    command = [sys.executable, str(FOLDER / "decoding.py"), *words.split(), "--out", str(tmp_path)]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = saved(tmp_path)["decoding-cpu"]["figures"]
+    without_ffmpeg = "SPDL does not find FFmpeg's shared libraries: left out" in done.stdout
+    assert ("SPDL, an epoch" in figures) == (SPDL and not without_ffmpeg)
+    assert ("DALI, an epoch" in figures) == DALI
+    for figure in figures.values():
+        assert figure["n" if "n" in figure else "images_per_second"]
+
+
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """benchmarks/decoding.py, whose libraries take this recipe: whole images, always mirrored, else unchanged."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import decoding
+
+    whole = ViewRecipe(scale=(1.0, 1.0), ratio=(1.25, 1.25), flip=1.0)
+    monkeypatch.setattr(decoding.recipes, "simclr", lambda _: (whole, whole))
+    yield decoding
+    for name in ("decoding", "views", "common", "spdl_arm", "dali_arm"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        pytest.param("DALI", 0.5, marks=pytest.mark.skipif(not DALI, reason="DALI is not installed")),
+        pytest.param("SPDL", 4.0, marks=pytest.mark.skipif(not SPDL, reason="SPDL is not installed")),
+    ],
+)
+def test_views_of_other_libraries_are_what_torchvision_makes(
+    decoding: ModuleType, tmp_path: Path, name: str, most: float
+) -> None:
+    """`most` is the mean difference in grey levels: SPDL resizes brightness and colour each by themselves."""
+    from PIL import Image
+
+    decoding.write(tmp_path / "all", 3)
+    found = dict(decoding.peers(tmp_path, 1))
+    if name not in found:
+        pytest.skip(f"{name} is installed, but does not run here: FFmpeg's shared libraries are missing")
+    transform = decoding.torchvision_of(decoding.recipes.simclr(decoding.SIZE)[0], decoding.SIZE, "v1")
+    wanted = torch.stack([transform(Image.open(path)) for path in tmp_path.rglob("*.jpg")])
+    grey = 255 * torch.tensor(decoding.STD)[:, None, None]
+    [batch] = found[name]()
+    for views in batch:
+        apart = ((views[:, None] - wanted).abs() * grey).mean((2, 3, 4))
+        assert apart.min(0).values.max() < most  # each image is there, in whatever order
+        assert apart.argmin(0).unique().numel() == 3
 
 
 @pytest.mark.parametrize("values", [[2.0], [1.0, 3.0], [4.0, 1.0, 2.0, 9.0]])
