@@ -110,7 +110,7 @@ def simclr(
         enable_model_summary=False,
     )
     # stable-pretraining, where it is installed, gives its own callbacks to every Trainer
-    own = [each for each in trainer.callbacks if not type(each).__module__.startswith("stable_pretraining")]
+    own = [each for each in trainer.callbacks if not type(each).__module__.startswith("stable_pretraining.")]
     trainer.callbacks = own
     trainer.fit(model, loader)
 

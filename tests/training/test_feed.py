@@ -1,6 +1,7 @@
 """Batches: every image once an epoch, the same from any step on."""
 
 from collections.abc import Callable
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -31,6 +32,23 @@ def test_batches_follow_the_order_and_resume_anywhere(data: Dataset) -> None:
     later = [batch.images for batch in feed.batches(4, 9)]
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], later, strict=True))
     assert list(feed.batches(3, 3)) == []
+
+
+def test_a_thread_fetches_ahead_what_the_caller_would(data: Dataset) -> None:
+    feed = Feed(data.train, batch_size=12, seed=3, device=torch.device("cpu"))
+    ahead = [images for images, _, _ in feed._ahead(range(2, 9))]
+    assert all(torch.equal(a, b.images) for a, b in zip(ahead, feed.batches(2, 9), strict=True))
+    assert list(feed._ahead(range(3, 3))) == []
+
+
+def test_no_thread_works_beside_the_model_on_a_cpu(data: Dataset) -> None:
+    """Its OpenMP threads would slow each of the model's operations."""
+    feed = Feed(data.train, batch_size=12, seed=3, device=torch.device("cpu"))
+    for _ in feed.batches(0, 3):
+        assert not [thread for thread in enumerate_threads() if thread.name.startswith("feed")]
+    fetched = feed._ahead(range(3))
+    next(fetched)
+    assert [thread for thread in enumerate_threads() if thread.name.startswith("feed")]
 
 
 @pytest.mark.parametrize(
