@@ -1,8 +1,10 @@
 """Rewrite the made part of docs/methods.md: `python docs/make_methods.py`."""
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from textwrap import fill
 
 from tailfin import methods
@@ -111,13 +113,14 @@ def measured(name: str) -> list[str]:
     return ["", fill(" ".join(said), 118)] if said else []
 
 
-def runs(study: str) -> list[Row]:
+@cache
+def runs(study: str) -> tuple[Row, ...]:
     """Finished runs of a study, by method and placement."""
 
     def place(row: Row) -> tuple[str, int]:
         return row["settings"]["method"], PLACEMENTS.index(row["settings"]["momentum"])
 
-    return sorted(table.read(RESULTS / study).values(), key=place)
+    return tuple(sorted(table.read(RESULTS / study).values(), key=place))
 
 
 def title(row: Row) -> str:
@@ -128,18 +131,20 @@ def title(row: Row) -> str:
 def budget(row: Row) -> str:
     """How long a run was."""
     settings = row["settings"]
-    return f"{settings['epochs']} epochs of {settings['limit']:,} images of CIFAR-10"
+    return f"{settings['epochs']} epochs of {settings['limit']:,} images of {settings['data'].upper()}"
 
 
 def figures(row: Row) -> str:
     """Linear and kNN accuracy, and a verdict that is not healthy."""
     verdict = "" if row["state"] == "healthy" else f", {row['state']}"
+    if row["linear"] is None:
+        return f"not judged{verdict}"
     return f"{row['linear']:.1f} ({row['knn']:.1f}){verdict}"
 
 
 def untrained(rows: Sequence[Row]) -> str:
-    """The untrained encoder's accuracies: it is the same in all runs of one seed, whatever the method."""
-    [(linear, knn)] = {(row["linear_untrained"], row["knn_untrained"]) for row in rows}
+    """The untrained encoder's accuracies: it is the same in all runs of one seed but for the last bits."""
+    linear, knn = (median(row[f"{name}_untrained"] for row in rows) for name in ("linear", "knn"))
     return f"{linear:.1f} ({knn:.1f})"
 
 

@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from tailfin.evaluation import logistic
 from tailfin.evaluation.linear import SWEEP, linear_probe
 from tailfin.evaluation.logistic import fit_logistic
 
@@ -69,7 +70,27 @@ def test_tolerance_is_the_share_of_the_objective_still_to_gain(
     ours = fit_logistic(x, y, classes, 1e-5, tolerance=tolerance)
     got = slow_objective(x.numpy(), y.numpy(), ours.weight.numpy(), ours.bias.numpy(), 1e-5)
     assert ours.objective == pytest.approx(got, rel=1e-4)
-    assert want * (1 - 1e-6) <= got <= want * (1 + 30 * tolerance)
+    # and float32's own resolution of a loss of 1
+    assert want * (1 - 1e-6) <= got <= want * (1 + 30 * tolerance) + 1e-7
+
+
+def test_many_classes_far_apart_are_fitted_to_the_end() -> None:
+    """After one step most of the objective is gone, and what L-BFGS foresees at first is too little."""
+    generator = torch.Generator().manual_seed(0)
+    centres, y = torch.randn(60, 64, generator=generator), torch.arange(1200) % 60
+    x = (centres[y] + torch.randn(1200, 64, generator=generator)).relu()
+    x = torch.from_numpy(StandardScaler().fit_transform(x)).float()
+    want = fit_logistic(x.double(), y, 60, 1e-5, tolerance=1e-10).objective
+    for tolerance in (1e-3, 1e-4):
+        got = fit_logistic(x, y, 60, 1e-5, tolerance=tolerance).objective
+        assert want * (1 - 1e-4) <= got <= want * (1 + 20 * tolerance)
+
+
+def test_a_line_search_without_a_downhill_step_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = blobs(100, 5, 3)
+    for broken in (float("nan"), 1e30):
+        monkeypatch.setattr(logistic, "_step", lambda *_, step=broken: step)
+        assert fit_logistic(x, y, 3, 1e-2).objective <= fit_logistic(x, y, 3, 1e8).objective
 
 
 def test_start_and_classes_without_samples_do_not_move_the_minimum() -> None:
@@ -126,6 +147,14 @@ def test_scale_offset_and_dead_features_do_not_matter() -> None:
     # A feature that was constant in training must not speak up in the test set.
     scaled[400:, -1] = 1e6
     assert linear_probe(scaled[:400], y[:400], scaled[400:], y[400:]).accuracy == other.accuracy
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e36])
+def test_squares_that_float32_cannot_hold_do_not_matter(scale: float) -> None:
+    x, y = blobs(600, 12, 3)
+    plain = linear_probe(x[:400], y[:400], x[400:], y[400:])
+    other = linear_probe(x[:400] * scale, y[:400], x[400:] * scale, y[400:])
+    assert other.accuracy == pytest.approx(plain.accuracy, abs=0.6)
 
 
 def test_one_penalty_is_fitted_without_holding_out() -> None:

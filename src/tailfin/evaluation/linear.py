@@ -1,5 +1,6 @@
 """The linear probe: how much of the classes a hyperplane finds in frozen features."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,22 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.data.split import validation_split
-from tailfin.evaluation.logistic import Logistic, fit_logistic, second_moment
+from tailfin.evaluation.logistic import Axes, Logistic, fit_logistic, principal_axes
 
 # L2 weights of the mean loss, strong to weak in half decades; each solution starts the next.
 SWEEP = tuple(10 ** (-exponent / 2) for exponent in range(11))
 _VALIDATION_SHARE = 0.15
 # Values without a better validation accuracy that end the sweep: the weak end is the slowest to fit.
 _PATIENCE = 3
-# Tolerances of `fit_logistic`. In 11 fits (noisy clusters, random and trained convolutions of CIFAR-10; 400 to
-# 20,000 samples of 512 features, 2 to 12 classes, a long tail with empty classes and a constant column, l2 from
-# 1e-2 to 1e-5) beside exact minima or a tolerance of 1e-7, 1e-4 changed the accuracy on 10,000 test samples by
-# -.06 to +.02 points, -.02 on average, in 7 to 94 evaluations; 1e-5 by -.08 to +.11 in 11 to 158.
-# scikit-learn's default ends 1.3e-4 of the objective above the minimum on 50,000 clustered samples. 1e-3 takes
-# about half of the evaluations; -.30 to +.10 points, -.8 once at l2 = 1e-5: it ranks penalties, each fit
-# starting from the last. The sweep then chose penalties of 72.9, 55.1, 96.1 and 59.9 % where the former strict
-# one (1e-6 a step) had 72.5, 55.0, 96.1 and 60.4 (60 samples to choose by), in 21 to 58 evaluations, not 104 to
-# 380.
+# Tolerances of `fit_logistic`. Beside exact minima 1e-4 changed the accuracy on 10,000 test samples by -.06 to +.02
+# points in 11 fits of 400 to 20,000 samples and 2 to 12 classes at l2 from 1e-2 to 1e-5. 1e-3 takes half of the
+# evaluations and ranks penalties as well: those that a sweep chose had 72.9, 55.1, 96.1 and 59.9 %, and 72.5, 55.0,
+# 96.1 and 60.4 with a tenfold strictness.
 _FINAL_GAP = 1e-4
 _SWEEP_GAP = 1e-3
 # Values of a float32 piece that fits in a cache of 2 MiB.
@@ -79,20 +75,23 @@ def linear_probe(
             f"{len(train_x)} training samples, {len(test_x)} test samples, {len(sweep)} penalties; "
             "each must be 1 or more"
         )
-    mean, inverse, x = _standardise(train_x.float())
-    test_x = test_x.float()
-    # A sum shows any value that is not finite, in a thirtieth of the time of isfinite on a CPU.
-    if not (mean.isfinite().all() and test_x.sum(dim=0).isfinite().all()):
+    train_x, test_x = train_x.float(), test_x.float()
+    largest = _largest(train_x)
+    if not (math.isfinite(largest) and math.isfinite(_largest(test_x))):
         raise ValueError("features hold values that are not finite")
+    # Their squares, too, are then values that float32 holds
+    train_x, test_x = train_x / (largest or 1.0), test_x / (largest or 1.0)
+    mean, inverse = _statistics(train_x)
+    x = train_x.sub_(mean).mul_(inverse)
     labels, y = train_y.unique(return_inverse=True)
-    moment = second_moment(x)
+    axes = principal_axes(x)
     l2, start = sweep[len(sweep) // 2], None
     tried: tuple[tuple[float, float], ...] = ()
     if len(sweep) > 1:
         fit, held = validation_split(y.cpu(), _VALIDATION_SHARE, seed)
         if len(held):
-            l2, start, tried = _sweep(x[fit], y[fit], x[held], y[held], len(labels), sweep, moment)
-    final = fit_logistic(x, y, len(labels), l2, moment=moment, start=start, tolerance=_FINAL_GAP)
+            l2, start, tried = _sweep(x[fit], y[fit], x[held], y[held], len(labels), sweep, axes)
+    final = fit_logistic(x, y, len(labels), l2, axes=axes, start=start, tolerance=_FINAL_GAP)
     test = final.logits((test_x - mean) * inverse)
     return LinearResult(
         accuracy=_percent(labels[test.argmax(dim=1)], test_y),
@@ -110,7 +109,7 @@ def _sweep(
     held_y: Tensor,
     classes: int,
     sweep: tuple[float, ...],
-    moment: Tensor,
+    axes: Axes,
 ) -> tuple[float, Logistic, tuple[tuple[float, float], ...]]:
     """The penalty with the best validation accuracy (of equals: cross entropy), its solution, and all tried."""
     solution: Logistic | None = None
@@ -118,7 +117,7 @@ def _sweep(
     tried: list[tuple[float, float]] = []
     stale = 0
     for l2 in sweep:
-        solution = fit_logistic(x, y, classes, l2, moment=moment, start=solution, tolerance=_SWEEP_GAP)
+        solution = fit_logistic(x, y, classes, l2, axes=axes, start=solution, tolerance=_SWEEP_GAP)
         logits = solution.logits(held_x)
         accuracy = _percent(logits.argmax(dim=1), held_y)
         key = (accuracy, -float(F.cross_entropy(logits, held_y)))
@@ -133,16 +132,20 @@ def _sweep(
     return best[1], best[2], tuple(tried)
 
 
-def _standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [D], inverse deviation [D] (0 where constant), and (x - mean) * inverse, of x [N, D]."""
+def _largest(x: Tensor) -> float:
+    """The largest absolute value; NaN if there is one. A tenth of the time of isfinite on a CPU."""
+    low, high = torch.aminmax(x)
+    return float(torch.maximum(-low, high))
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and inverse deviation [D], 0 where it is constant, of x [N, D]."""
     mean = x.mean(dim=0)
-    centred = x - mean
     # Pieces that fit in a cache: torch.std over the rows takes as long as two evaluations on a CPU.
-    pieces = centred.split(max(1, _PIECE // x.shape[1]))
-    std = (torch.stack([piece.square().sum(dim=0) for piece in pieces]).sum(dim=0) / len(x)).sqrt()
+    pieces = x.split(max(1, _PIECE // x.shape[1]))
+    std = (torch.stack([(piece - mean).square().sum(dim=0) for piece in pieces]).sum(dim=0) / len(x)).sqrt()
     # The rounding of the mean alone gives a constant a deviation of about 1e-7 of its value.
-    inverse = torch.where(std > 1e-6 * mean.abs(), 1 / std, 0.0)
-    return mean, inverse, centred.mul_(inverse)
+    return mean, torch.where(std > 1e-6 * mean.abs(), 1 / std, 0.0)
 
 
 def _percent(predicted: Tensor, labels: Tensor) -> float:

@@ -78,8 +78,8 @@ class Feed:
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of the steps `first` to `last` (excluded), counted over the whole run."""
         steps = range(first, last)
-        # Not ahead on a CPU: with a second thread's team of OpenMP threads, even an idle one, all of them sleep between
-        # operations and do not spin. A step of a ResNet-18 on two cores took 831 ms with it and 723 without.
+        # Not ahead on a CPU: with a second thread's team of OpenMP threads, even an idle one, all of them sleep, and
+        # do not spin, between operations. A step of a ResNet-18 on two cores took 831 ms with it and 723 without.
         fetched = iter(map(self._fetch, steps) if self.device.type == "cpu" else self._ahead(steps))
         for _ in steps:
             start = time.perf_counter()

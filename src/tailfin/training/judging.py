@@ -61,13 +61,28 @@ class Subject:
         """Backbone and projector outputs of the deterministic view, float32 on the CPU."""
         return self._outputs(images, self.encoder.encode)
 
-    def branches(self, images: ImageSet) -> tuple[Tensor, ...]:
-        """The same of the online branch, then of the target path; what lies before the fork is computed once."""
+    def branches(self, images: ImageSet) -> dict[str, Tensor]:
+        """The same of the online branch and the target path, at once: what lies before the fork is computed once.
+
+        A backbone that both share is there once. Without momentum there is the online branch alone.
+        """
+        placement = self.encoder.placement
+        names = ["backbone_online", "projector_online"]
+        if placement.placed:
+            shared = placement.names[placement.fork] == PROJECTOR
+            names += ["projector_momentum"] if shared else ["backbone_momentum", "projector_momentum"]
 
         def both(views: Tensor) -> tuple[Tensor, ...]:
-            return tuple(x for branch in self.encoder(views) for x in (*branch.features, *branch.projections))
+            online, target = self.encoder(views)
+            outputs = {
+                "backbone_online": online.features[0],
+                "projector_online": online.projections[0],
+                "backbone_momentum": target.features[0],
+                "projector_momentum": target.projections[0],
+            }
+            return tuple(outputs[name] for name in names)
 
-        return self._outputs(images, both)
+        return dict(zip(names, self._outputs(images, both), strict=True))
 
     def _outputs(
         self, images: ImageSet, encode: Callable[[Tensor], tuple[Tensor, ...]]
@@ -99,19 +114,15 @@ def scores(
 ) -> dict[str, Scores]:
     """kNN and linear accuracy of each output and weights, beside the untrained encoder and, if asked, raw pixels."""
     train_labels, test_labels = _labels(train), _labels(test)
-    device, placement = subject.execution.device, subject.encoder.placement
+    device = subject.execution.device
 
     def judge(one: Tensor, other: Tensor) -> Scores:
         return score(one, train_labels, other, test_labels, seed, device=device)
 
-    outputs = subject.branches if placement.placed else subject.features
-    both = zip(outputs(train), outputs(test), strict=True)
-    found = {"backbone_online": judge(*next(both)), "projector_online": judge(*next(both))}
-    if placement.placed:
-        backbone, projector = both
-        shared = placement.names[placement.fork] == PROJECTOR
-        found["backbone_momentum"] = found["backbone_online"] if shared else judge(*backbone)
-        found["projector_momentum"] = judge(*projector)
+    ours, theirs = subject.branches(train), subject.branches(test)
+    found = {name: judge(ours.pop(name), theirs[name]) for name in tuple(ours)}
+    if "projector_momentum" in found:
+        found.setdefault("backbone_momentum", found["backbone_online"])
     found["untrained"] = judge(untrained.features(train)[0], untrained.features(test)[0])
     if pixels:
         plain = (raw_pixels(images, subject.mean, subject.std) for images in (train, test))
