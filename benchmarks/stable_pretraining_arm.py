@@ -21,7 +21,8 @@ def simclr(
 ) -> None:
     """Steps of the complete example in the README of stable-pretraining 0.1.8.
 
-    Its online probes are left out, which is to its favour, and so are its checkpoints and loggers.
+    Its online probes are left out, which is to its favour, and so are checkpoints and loggers of Lightning. The
+    callbacks that it gives to every Trainer stay.
 
     Args:
         pictures: PIL images by index, enough for all steps.
@@ -95,10 +96,6 @@ def simclr(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # It gives callbacks of its own to every Trainer: logs of the hardware, checkpoints and more
-    trainer.callbacks = [
-        each for each in trainer.callbacks if not type(each).__module__.startswith("stable_")
-    ]
     trainer.fit(module, train_dataloaders=loader)
 
 

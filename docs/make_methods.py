@@ -86,11 +86,15 @@ def overview() -> list[str]:
         found = {
             row["settings"]["momentum"]: figures(row) for row in short if row["settings"]["method"] == name
         }
+        if not found:
+            continue
         if method.stop_gradient:
             found["none"] = "the same as stopgrad"
         rows.append(
             [method.about.title, method.recipe.placement, *(found.get(each, "") for each in PLACEMENTS)]
         )
+    if len(rows) < len(known()):
+        said += f" {len(known()) - len(rows)} methods have not run yet."
     lines = ["", "## What ours gave", "", fill(said, 118), "", *grid(head, rows)]
     if long:
         said = (
