@@ -14,8 +14,7 @@ from tailfin.study.design import Row
 
 PAGE = Path(__file__).with_name("methods.md")
 RESULTS = Path(__file__).parents[1] / "results"
-SHORT, LONG = "cpu-all-methods", "cpu-all-methods-long"
-"""The studies of all methods, and of those that need longer."""
+STUDY = "cpu-all-methods"
 PLACEMENTS = ("none", "stopgrad", "projector", "all")
 FIRST = (
     "<!-- What follows is made by `python docs/make_methods.py` from what each method says of itself. -->\n"
@@ -70,13 +69,13 @@ def section(name: str, method: type[Method]) -> list[str]:
 
 
 def overview() -> list[str]:
-    """What our studies of all methods gave, one row a method."""
-    short, long = runs(SHORT), runs(LONG)
-    if not short:
+    """What our study of all methods gave, one row a method."""
+    done = runs()
+    if not done:
         return []
     said = (
-        f"Linear probe and, in brackets, kNN in percent after {budget(short[0])}, narrow ResNet, one seed: `tailfin "
-        f"study studies/{SHORT}.toml`. The untrained encoder has {untrained(short)}. All methods share one optimizer "
+        f"Linear probe and, in brackets, kNN in percent after {budget(done[0])}, narrow ResNet, one seed: `tailfin "
+        f"study studies/{STUDY}.toml`. The untrained encoder has {untrained(done)}. All methods share one optimizer "
         "and one decay, and none is tuned more than another: the rows are no contest of methods. Where the monitors "
         "find a run not healthy, their verdict stands beside its figures."
     )
@@ -84,7 +83,7 @@ def overview() -> list[str]:
     rows = []
     for name, method in known():
         found = {
-            row["settings"]["momentum"]: figures(row) for row in short if row["settings"]["method"] == name
+            row["settings"]["momentum"]: figures(row) for row in done if row["settings"]["method"] == name
         }
         if not found:
             continue
@@ -95,41 +94,26 @@ def overview() -> list[str]:
         )
     if len(rows) < len(known()):
         said += f" {len(known()) - len(rows)} methods have not run yet."
-    lines = ["", "## What ours gave", "", fill(said, 118), "", *grid(head, rows)]
-    if long:
-        said = (
-            f"What as published stays less than 10 points above the untrained encoder there, after {budget(long[0])} "
-            f"(`tailfin study studies/{LONG}.toml`):"
-        )
-        rows = [[title(row), row["settings"]["momentum"], figures(row)] for row in long]
-        lines += ["", fill(said, 118), "", *grid(["method", "momentum", "linear (kNN)"], rows)]
-    return lines
+    return ["", "## What ours gave", "", fill(said, 118), "", *grid(head, rows)]
 
 
 def measured(name: str) -> list[str]:
-    """The same of one method, in a sentence a study."""
-    said = []
-    for study in (SHORT, LONG):
-        own = [row for row in runs(study) if row["settings"]["method"] == name]
-        if own:
-            found = ", ".join(f"{row['settings']['momentum']} {figures(row)}" for row in own)
-            said.append(f"Ours after {budget(own[0])}, linear (kNN): {found}; untrained {untrained(own)}.")
-    return ["", fill(" ".join(said), 118)] if said else []
+    """The same of one method, in a sentence."""
+    own = [row for row in runs() if row["settings"]["method"] == name]
+    if not own:
+        return []
+    found = ", ".join(f"{row['settings']['momentum']} {figures(row)}" for row in own)
+    return ["", fill(f"Ours after {budget(own[0])}, linear (kNN): {found}; untrained {untrained(own)}.", 118)]
 
 
 @cache
-def runs(study: str) -> tuple[Row, ...]:
-    """Finished runs of a study, by method and placement."""
+def runs() -> tuple[Row, ...]:
+    """Finished runs of our study of all methods, by method and placement."""
 
     def place(row: Row) -> tuple[str, int]:
         return row["settings"]["method"], PLACEMENTS.index(row["settings"]["momentum"])
 
-    return tuple(sorted(table.read(RESULTS / study).values(), key=place))
-
-
-def title(row: Row) -> str:
-    """The name of a run's method."""
-    return methods.load(row["settings"]["method"]).about.title
+    return tuple(sorted(table.read(RESULTS / STUDY).values(), key=place))
 
 
 def budget(row: Row) -> str:
