@@ -366,7 +366,8 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     options = [*TINY, "--data", str(photos), "--out", str(out)]
     options[options.index("3")] = "400"
     process = start(options, out)
-    wait_for((out / "timing.jsonl").exists, process)
+    log = out / "timing.jsonl"
+    wait_for(lambda: log.exists() and log.stat().st_size > 0, process)
     process.send_signal(number)
     assert process.wait() == 128 + number
     said = (tmp_path / "log").read_text()
@@ -374,3 +375,20 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     assert "Traceback" not in said
     step = checkpoint.load(out / "checkpoint.safetensors").progress["step"]
     assert f"stopped after step {step};" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_before_the_first_step_it_says_how_to_go_on(
+    photos: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "r"
+    process = start([*TINY, "--data", str(photos), "--out", str(out)], out)
+    wait_for((out / "config.toml").exists, process)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    said = (tmp_path / "log").read_text()
+    assert f"go on with: tailfin pretrain --resume {out}" in said
+    assert "Traceback" not in said
+    again = subprocess.run([sys.executable, "-m", "tailfin", "pretrain", "--resume", str(out)], text=True)
+    assert again.returncode == 0
+    assert (out / "result.json").exists()

@@ -2,8 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,12 @@ def pretrain(config: Config, resumed: Config | None) -> int:
     try:
         return _train(config, folder)
     except Stopped as stop:
-        print(f"{stop}; go on with: tailfin pretrain --resume {shlex.quote(str(folder.path))}")
+        _say_how_to_go_on(stop, folder)
         return 128 + stop.signal
+    except KeyboardInterrupt:  # before the first step, or while judging, which is done again as a whole
+        if folder.config.exists():
+            _say_how_to_go_on("stopped", folder)
+        raise
     except Diverged as error:
         write_report(folder, {"verdict": {"state": "diverged", "words": str(error), "evidence": []}})
         print(f"tailfin: {error}", file=sys.stderr)
@@ -72,6 +76,10 @@ def pretrain(config: Config, resumed: Config | None) -> int:
     finally:
         with suppress(OSError):  # a folder that never became a run is not left behind
             folder.path.rmdir()
+
+
+def _say_how_to_go_on(stopped: object, folder: RunFolder) -> None:
+    print(f"{stopped}; go on with: tailfin pretrain --resume {shlex.quote(str(folder.path))}")
 
 
 def check(config: Config) -> None:
@@ -103,8 +111,7 @@ def _train(config: Config, folder: RunFolder) -> int:
     finally:
         progress.close()
     print(f"trained; judging on {setup.config.device}", flush=True)
-    with _saying_how_to_go_on(folder):
-        result = judge.finish()
+    result = judge.finish()
     write_report(folder)
     _say_result(result, folder)
     return 0
@@ -177,16 +184,6 @@ def _say_advice(advice: Advice) -> None:
     if all(part.variation is None for part in advice.parts):
         print("how the gradient varies takes 20 steps to tell")
     print(f"advice: --momentum {advice.placement}. {advice.words}", flush=True)
-
-
-@contextmanager
-def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
-    """Judging keeps nothing half done: interrupted, it is done again from the last checkpoint."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"stopped while judging; go on with: tailfin pretrain --resume {shlex.quote(str(folder.path))}")
-        raise
 
 
 def evaluate(run: Path, data: str | None, limit: int | None, device: str) -> int:

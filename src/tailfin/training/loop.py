@@ -252,7 +252,7 @@ def _catch_signals() -> Iterator[list[int]]:
     def handle(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
         if len(caught) > 1:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
 
     try:
         old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
