@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 
-def transform() -> Callable[[Any], Any]:
-    """Two views of a PIL image, for all three methods."""
-    return SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)  # type: ignore[no-any-return]
-
-
 def train(
-    method: str,
     pictures: Dataset[Any],
     clock: Callable[[], None],
     *,
@@ -29,6 +23,7 @@ def train(
     steps: int,
     workers: int,
     device: torch.device,
+    method: str,
     fast: bool,
 ) -> None:
     """Steps of lightly's CIFAR-10 benchmark.
@@ -36,17 +31,18 @@ def train(
     To its favour its schedule, logs and kNN are left out, and of MoCo the split BatchNorm and the shuffled keys.
 
     Args:
-        method: simclr, byol or mocov2plus.
-        pictures: Pairs of views by index, enough for all steps.
+        pictures: PIL images by index, enough for all steps.
         clock: Called at the start of each step.
         batch: Images a step.
         steps: In all.
         workers: Of the DataLoader.
         device: Where it trains.
+        method: simclr, byol or mocov2plus.
         fast: With bf16 and channels_last, which are not in the benchmark.
     """
+    transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)  # for all three methods
     loader = DataLoader(
-        pictures,
+        Pairs(pictures, transform),
         batch_size=batch,
         shuffle=True,
         drop_last=True,
@@ -68,6 +64,19 @@ def train(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+class Pairs(Dataset[Any]):
+    """Pairs of views of images."""
+
+    def __init__(self, pictures: Dataset[Any], transform: Callable[[Any], Any]) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]
+
+    def __getitem__(self, place: int) -> Any:
+        return self.transform(self.pictures[place])
 
 
 class LightlyModel(nn.Module):

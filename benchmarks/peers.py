@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -123,14 +124,16 @@ def enough(data: Dataset, count: int) -> Dataset:
 def arms_of(method: str, asked: Asked) -> dict[str, Callable[[], float]]:
     """Seconds of the steps on the clock, by arm."""
     arms: dict[str, Callable[[], float]] = {
-        BASE: partial(lightly, method, asked, fast=False),
-        "lightly, bf16 and channels_last": partial(lightly, method, asked, fast=True),
+        BASE: partial(peer, "lightly_arm", asked, method=method, fast=False),
+        "lightly, bf16 and channels_last": partial(peer, "lightly_arm", asked, method=method, fast=True),
     }
     if method == "simclr" and find_spec("stable_pretraining"):
         for said, precision in (("its recipe", "32-true"), ("bf16-mixed", "bf16-mixed")):
-            arms[f"stable-pretraining, {said}"] = partial(stable_pretraining, asked, precision)
+            arms[f"stable-pretraining, {said}"] = partial(
+                peer, "stable_pretraining_arm", asked, precision=precision
+            )
     if method == "simclr" and find_spec("solo"):
-        arms["solo-learn, its recipe"] = partial(solo_learn, asked)
+        arms["solo-learn, its recipe"] = partial(peer, "solo_learn_arm", asked)
     for placement in PLACEMENTS[method]:
         arms[f"ours, {placement}"] = Ours(method, placement, asked)
     return arms
@@ -194,8 +197,8 @@ class Clock:
 class Pictures(TorchDataset[Any]):
     """uint8 images as PIL pictures, as a CIFAR-10 dataset gives them."""
 
-    def __init__(self, images: Tensor, transform: Callable[[Any], Any]) -> None:
-        self.images, self.transform = images.permute(0, 2, 3, 1).contiguous().numpy(), transform
+    def __init__(self, images: Tensor) -> None:
+        self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -203,59 +206,20 @@ class Pictures(TorchDataset[Any]):
     def __getitem__(self, place: int) -> Any:
         from PIL import Image
 
-        return self.transform(Image.fromarray(self.images[place]))
+        return Image.fromarray(self.images[place])
 
 
-def lightly(method: str, asked: Asked, *, fast: bool) -> float:
-    """An arm of lightly_arm.py."""
-    from lightly_arm import train, transform
-
+def peer(arm: str, asked: Asked, **more: Any) -> float:
+    """Seconds of the steps on the clock of the arm in the module of this name, which takes `more` of its own."""
     clock = Clock(asked)
-    pictures = Pictures(asked.data.train.images, transform())
-    train(
-        method,
-        pictures,
+    import_module(arm).train(
+        Pictures(asked.data.train.images),
         clock,
         batch=asked.batch,
         steps=asked.first + asked.steps + 1,
         workers=asked.workers,
         device=asked.device,
-        fast=fast,
-    )
-    return clock.seconds
-
-
-def stable_pretraining(asked: Asked, precision: str) -> float:
-    """An arm of stable_pretraining_arm.py."""
-    from stable_pretraining_arm import simclr
-
-    pictures = Pictures(asked.data.train.images, lambda image: image)
-    clock = Clock(asked)
-    simclr(
-        pictures,
-        clock,
-        batch=asked.batch,
-        steps=asked.first + asked.steps + 1,
-        workers=asked.workers,
-        device=asked.device,
-        precision=precision,
-    )
-    return clock.seconds
-
-
-def solo_learn(asked: Asked) -> float:
-    """The arm of solo_learn_arm.py."""
-    from solo_learn_arm import simclr
-
-    pictures = Pictures(asked.data.train.images, lambda image: image)
-    clock = Clock(asked)
-    simclr(
-        pictures,
-        clock,
-        batch=asked.batch,
-        steps=asked.first + asked.steps + 1,
-        workers=asked.workers,
-        device=asked.device,
+        **more,
     )
     return clock.seconds
 

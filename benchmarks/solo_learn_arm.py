@@ -1,11 +1,10 @@
 """solo-learn's own SimCLR recipe for CIFAR-10, timed: an arm of peers.py."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning_trainer import Labelled, trainer
 from omegaconf import OmegaConf
 from solo.args.pretrain import parse_cfg
 from solo.data.pretrain_dataloader import (
@@ -57,7 +56,7 @@ def recipe(batch: int, workers: int) -> Any:
     return parse_cfg(OmegaConf.create(asked))
 
 
-def simclr(
+def train(
     pictures: Dataset[Any],
     clock: Callable[[], None],
     *,
@@ -85,44 +84,13 @@ def simclr(
     views = FullTransformPipeline(
         [NCropAugmentation(build_transform_pipeline("cifar10", augmentation), augmentation.num_crops)]
     )
-    loader = prepare_dataloader(dataset_with_index(Views)(pictures, views), batch, workers)
+    loader = prepare_dataloader(dataset_with_index(Labelled)(pictures, views), batch, workers)
     model = METHODS["simclr"](asked)
     make_contiguous(model)
     model = model.to(memory_format=torch.channels_last)
 
-    class Starts(Callback):  # type: ignore[misc]
-        """Tells the clock."""
-
-        def on_train_batch_start(self, *_: Any) -> None:
-            clock()
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer: Any = Trainer(
-        max_epochs=asked.max_epochs,
-        max_steps=steps,
-        precision="16-mixed",
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
-        callbacks=[Starts()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    running = trainer(clock, steps, "16-mixed", device, asked.max_epochs)
     # stable-pretraining, where it is installed, gives its own callbacks to every Trainer
-    own = [each for each in trainer.callbacks if not type(each).__module__.startswith("stable_pretraining.")]
-    trainer.callbacks = own
-    trainer.fit(model, loader)
-
-
-class Views(Dataset[Any]):
-    """Views of images, with a label, which its data sets have."""
-
-    def __init__(self, pictures: Dataset[Any], views: Callable[[Any], list[torch.Tensor]]) -> None:
-        self.pictures, self.views = pictures, views
-
-    def __len__(self) -> int:
-        return len(self.pictures)  # type: ignore[arg-type]
-
-    def __getitem__(self, place: int) -> tuple[list[torch.Tensor], int]:
-        return self.views(self.pictures[place]), 0
+    own = [each for each in running.callbacks if not type(each).__module__.startswith("stable_pretraining.")]
+    running.callbacks = own
+    running.fit(model, loader)

@@ -1,15 +1,18 @@
 """stable-pretraining's own SimCLR recipe for CIFAR-10, timed: an arm of peers.py."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
+import stable_pretraining as spt
 import torch
+from lightning_trainer import Labelled, trainer
+from stable_pretraining import forward
+from stable_pretraining.data import transforms
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 
-def simclr(
+def train(
     pictures: Dataset[Any],
     clock: Callable[[], None],
     *,
@@ -33,11 +36,6 @@ def simclr(
         device: Where it trains.
         precision: As Lightning's Trainer takes it.
     """
-    import lightning
-    import stable_pretraining as spt
-    from stable_pretraining import forward
-    from stable_pretraining.data import transforms
-
     jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8}
     views = [
         transforms.Compose(
@@ -78,35 +76,4 @@ def simclr(
         },
     )
 
-    class Starts(lightning.Callback):  # type: ignore[misc]
-        """Tells the clock."""
-
-        def on_train_batch_start(self, *_: Any) -> None:
-            clock()
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = lightning.Trainer(
-        max_steps=steps,
-        precision=precision,
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
-        callbacks=[Starts()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, train_dataloaders=loader)
-
-
-class Labelled(Dataset[Any]):
-    """Images with a label, which its data sets have."""
-
-    def __init__(self, pictures: Dataset[Any]) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self.pictures)  # type: ignore[arg-type]
-
-    def __getitem__(self, place: int) -> tuple[Any, int]:
-        return self.pictures[place], 0
+    trainer(clock, steps, precision, device).fit(module, train_dataloaders=loader)
