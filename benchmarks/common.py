@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 import tailfin
 from tailfin.training.judging import device_name
@@ -31,6 +32,21 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"
 LEAST_SECONDS = 0.2
 """An arm that is shorter is repeated until it takes that long: a single short run measures what ran before it."""
 FEWEST_FOR_QUARTILES = 5
+
+
+class Transformed(Dataset[Any]):
+    """What `transform` makes of each picture; the picture itself where none is given."""
+
+    def __init__(
+        self, pictures: Dataset[Any], transform: Callable[[Any], Any] = lambda picture: picture
+    ) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]
+
+    def __getitem__(self, place: int) -> Any:
+        return self.transform(self.pictures[place])
 
 
 def where(device: torch.device) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def pairs(
     flip, normalisation and layout in one operation. Its `color_twist` makes colour jitter and greyscale in one pass:
     in a fixed order, and with contrast about mid grey in place of the image's own. The Gaussian blur is conditional.
 
-    Batches are asked for one by one, for DALI's iterator would begin the next epoch before the end of this one. They are
-    copied, as that iterator does too: DALI writes the next ones where they lie.
+    Batches are asked for one by one, for DALI's iterator would begin the next epoch before the end of this one. They
+    are copied, as that iterator does too: DALI writes the next ones where they lie.
 
     Args:
         photos: Folder of class folders.

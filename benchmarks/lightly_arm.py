@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from common import Transformed
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from lightly.models import ResNetGenerator
 from lightly.models.modules import heads
@@ -42,7 +43,7 @@ def train(
     """
     transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)  # for all three methods
     loader = DataLoader(
-        Pairs(pictures, transform),
+        Transformed(pictures, transform),
         batch_size=batch,
         shuffle=True,
         drop_last=True,
@@ -64,19 +65,6 @@ def train(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-
-
-class Pairs(Dataset[Any]):
-    """Pairs of views of images."""
-
-    def __init__(self, pictures: Dataset[Any], transform: Callable[[Any], Any]) -> None:
-        self.pictures, self.transform = pictures, transform
-
-    def __len__(self) -> int:
-        return len(self.pictures)  # type: ignore[arg-type]
-
-    def __getitem__(self, place: int) -> Any:
-        return self.transform(self.pictures[place])
 
 
 class LightlyModel(nn.Module):

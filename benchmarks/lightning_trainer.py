@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from common import Transformed
 from lightning.pytorch import Callback, Trainer
-from torch.utils.data import Dataset
 
 
 class Starts(Callback):  # type: ignore[misc]
@@ -39,14 +39,8 @@ def trainer(
     )
 
 
-class Labelled(Dataset[Any]):
-    """What `transform` makes of each image, with a label, which the libraries' own data sets have."""
-
-    def __init__(self, pictures: Dataset[Any], transform: Callable[[Any], Any] = lambda image: image) -> None:
-        self.pictures, self.transform = pictures, transform
-
-    def __len__(self) -> int:
-        return len(self.pictures)  # type: ignore[arg-type]
+class Labelled(Transformed):
+    """The same with a label, which the libraries' own data sets have."""
 
     def __getitem__(self, place: int) -> tuple[Any, int]:
-        return self.transform(self.pictures[place]), 0
+        return super().__getitem__(place), 0

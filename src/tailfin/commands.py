@@ -50,6 +50,8 @@ def pretrain(config: Config, resumed: Config | None) -> int:
         if config.out != resumed.out:
             raise UserError(f"--resume goes on in {folder.path}; --out {config.out} cannot move the run")
         if folder.result.exists():
+            if not folder.report.exists():
+                write_report(folder)
             print(f"{folder.path} is finished; its report is {folder.report}")
             return 0
     try:
@@ -57,7 +59,7 @@ def pretrain(config: Config, resumed: Config | None) -> int:
     except Stopped as stop:
         _say_how_to_go_on(stop, folder)
         return 128 + stop.signal
-    except KeyboardInterrupt:  # before the first step, or while judging, which is done again as a whole
+    except KeyboardInterrupt:  # outside the loop, or the second one in it; judging is done again as a whole
         if folder.config.exists():
             _say_how_to_go_on("stopped", folder)
         raise

@@ -90,7 +90,10 @@ def test_a_line_search_without_a_downhill_step_ends(monkeypatch: pytest.MonkeyPa
     x, y = blobs(100, 5, 3)
     for broken in (float("nan"), 1e30):
         monkeypatch.setattr(logistic, "_step", lambda *_, step=broken: step)
-        assert fit_logistic(x, y, 3, 1e-2).objective <= fit_logistic(x, y, 3, 1e8).objective
+        found = fit_logistic(x, y, 3, 1e-2)
+        assert found.objective <= fit_logistic(x, y, 3, 1e8).objective
+        loss = torch.nn.functional.cross_entropy(found.logits(x), y)
+        assert found.objective == pytest.approx(float(loss + 0.5e-2 * found.weight.square().sum()), rel=1e-5)
 
 
 def test_start_and_classes_without_samples_do_not_move_the_minimum() -> None:

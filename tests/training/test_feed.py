@@ -1,7 +1,9 @@
 """Batches: every image once an epoch, the same from any step on."""
 
+import subprocess
+import sys
 from collections.abc import Callable
-from threading import enumerate as enumerate_threads
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,21 +36,23 @@ def test_batches_follow_the_order_and_resume_anywhere(data: Dataset) -> None:
     assert list(feed.batches(3, 3)) == []
 
 
-def test_a_thread_fetches_ahead_what_the_caller_would(data: Dataset) -> None:
-    feed = Feed(data.train, batch_size=12, seed=3, device=torch.device("cpu"))
-    ahead = [images for images, _, _ in feed._ahead(range(2, 9))]
-    assert all(torch.equal(a, b.images) for a, b in zip(ahead, feed.batches(2, 9), strict=True))
-    assert list(feed._ahead(range(3, 3))) == []
-
-
-def test_no_thread_works_beside_the_model_on_a_cpu(data: Dataset) -> None:
-    """Its OpenMP threads would slow each of the model's operations."""
-    feed = Feed(data.train, batch_size=12, seed=3, device=torch.device("cpu"))
-    for _ in feed.batches(0, 3):
-        assert not [thread for thread in enumerate_threads() if thread.name.startswith("feed")]
-    fetched = feed._ahead(range(3))
-    next(fetched)
-    assert [thread for thread in enumerate_threads() if thread.name.startswith("feed")]
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists a process's threads")
+def test_the_feed_takes_one_thread_and_no_team_of_them() -> None:
+    """OpenMP threads of its own would slow each of the model's operations."""
+    code = """
+import os, torch
+from tailfin.data.types import ImageSet
+from tailfin.training.feed import Feed
+torch.set_num_threads(4)
+images = ImageSet(torch.zeros(600, 3, 64, 64, dtype=torch.uint8))
+feed = Feed(images, batch_size=300, seed=0, device=torch.device("cpu"))
+torch.rand(2**22).exp()
+before = len(os.listdir("/proc/self/task"))
+counts = [len(os.listdir("/proc/self/task")) - before for _ in feed.batches(0, 6)]
+print(max(counts))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def fit_logistic(
         along = torch.addmm(direction[:, -1], x, direction[:, :-1].T.contiguous())
         stiffness = l2 * float(direction[:, :-1].square().sum())
         step = _step(logits[samples], along[samples], slope, stiffness)
-        before, gradient_before, taken = value, gradient, 0.0
+        held, before, gradient_before, taken = solution.clone(), value, gradient, 0.0
         while True:
             logits.add_(along, alpha=step - taken)
             solution.add_(direction, alpha=step - taken)
@@ -119,8 +119,7 @@ def fit_logistic(
                 break
             taken, step = step, step / 2
         if not value < before:  # rounding is all that is left
-            solution.add_(direction, alpha=-step)
-            value = before
+            solution, value = held, before
             break
         change = gradient - gradient_before
         if not float((change * direction).sum()) > 0:

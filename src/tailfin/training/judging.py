@@ -64,7 +64,8 @@ class Subject:
     def branches(self, images: ImageSet) -> dict[str, Tensor]:
         """The same of the online branch and the target path, at once: what lies before the fork is computed once.
 
-        A backbone that both share is there once. Without momentum there is the online branch alone.
+        A backbone that both share is there once. Without momentum there is the online branch alone. All outputs are
+        held in memory together: float32 [N, D] each.
         """
         placement = self.encoder.placement
         names = ["backbone_online", "projector_online"]
@@ -120,9 +121,10 @@ def scores(
         return score(one, train_labels, other, test_labels, seed, device=device)
 
     ours, theirs = subject.branches(train), subject.branches(test)
-    found = {name: judge(ours.pop(name), theirs[name]) for name in tuple(ours)}
-    if "projector_momentum" in found:
-        found.setdefault("backbone_momentum", found["backbone_online"])
+    found = {name: judge(ours.pop(name), theirs.pop(name)) for name in tuple(ours)}
+    if "projector_momentum" in found and "backbone_momentum" not in found:  # both branches share the backbone
+        slow = found.pop("projector_momentum")
+        found |= {"backbone_momentum": found["backbone_online"], "projector_momentum": slow}
     found["untrained"] = judge(untrained.features(train)[0], untrained.features(test)[0])
     if pixels:
         plain = (raw_pixels(images, subject.mean, subject.std) for images in (train, test))

@@ -126,7 +126,7 @@ class Loop:
                     saved = time.perf_counter()
                 if logged:
                     since, waited, counted = time.perf_counter(), 0.0, 0
-                if caught and state.step < setup.total_steps:
+                if caught:
                     raise Stopped(state.step, caught[0])
         self.metrics.close()
         self.timing.close()
@@ -246,7 +246,7 @@ def _spread(epochs: int, times: int) -> frozenset[int]:
 
 @contextmanager
 def _catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
     caught: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
