@@ -78,10 +78,11 @@ def overview() -> list[str]:
     said = (
         f"Linear probe and, in brackets, kNN in percent after {budget(done[0])}, narrow ResNet, one seed: `tailfin "
         f"study studies/{STUDY}.toml`. The untrained encoder has {untrained(done)}. All methods share one optimizer "
-        "and one decay, and none is tuned more than another: the rows are no contest of methods. Where the monitors "
+        "and one decay, not the published ones, and none is tuned more than another: the rows are no contest of "
+        "methods, and `published` is the published placement alone. Where the monitors "
         "find a run not healthy, their verdict stands beside its figures."
     )
-    head = ["method", "as published", *PLACEMENTS]
+    head = ["method", "published", *PLACEMENTS]
     rows = []
     for name, method in known():
         found = {row["settings"]["momentum"]: figures(row) for row in of(name, done)}
@@ -111,7 +112,7 @@ def shortfall() -> list[str]:
     if not short:
         return []
     said = (
-        f"As published, less than {GAIN:g} points of the linear probe above the untrained encoder: "
+        f"With the published placement less than {GAIN:g} points of the linear probe above the untrained encoder: "
         f"{', '.join(short)}."
     )
     if longer:

@@ -189,6 +189,7 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         ),
         (["pretrain", "--method", "simcrl"], "unknown method 'simcrl'; allowed: .*did you mean 'simclr'"),
         (["pretrain", "--momentum", "layer9:"], "unknown part 'layer9' in placement 'layer9:'"),
+        (["pretrain", "--method", "SimCLR"], "did you mean 'simclr'"),
         (["pretrain", "--momentum", "projektor"], "did you mean 'projector'"),
         (["pretrain", "--backbone", "resnet19"], "unknown backbone 'resnet19' in --backbone; nearest"),
         (["pretrain", "--backbone", "eva02_tiny_patch14_224"], "cannot split a Eva without a mapping"),
@@ -391,7 +392,9 @@ def test_interrupted_outside_the_loop_it_says_how_to_go_on(
         code, said, _ = tailfin("pretrain", *TINY, "--data", photos, "--out", out)
     assert code == 128 + number
     assert said.splitlines()[-1] == f"stopped; go on with: tailfin pretrain --resume {out}"
-    assert tailfin("pretrain", "--resume", out)[0] == 0
+    code, said, _ = tailfin("pretrain", "--resume", out)
+    assert code == 0
+    assert ("goes on     after step" in said) == (place != "commands.write_report")  # then it is finished
     assert (out / "result.json").exists()
     assert (out / "report.html").exists()
 

@@ -55,7 +55,7 @@ def pretrain(config: Config, resumed: Config | None) -> int:
             print(f"{folder.path} is finished; its report is {folder.report}")
             return 0
     try:
-        return _train(config, folder)
+        return _train(config, folder, resumed=resumed is not None)
     except Stopped as stop:
         _say_how_to_go_on(stop, folder)
         return 128 + stop.signal
@@ -96,7 +96,7 @@ def check(config: Config) -> None:
     misfits.find(config, image_size=64)
 
 
-def _train(config: Config, folder: RunFolder) -> int:
+def _train(config: Config, folder: RunFolder, *, resumed: bool) -> int:
     keep_freed_memory()
     data = load_data(config, find_device(config.device))
     if config.momentum == AUTO:
@@ -107,6 +107,8 @@ def _train(config: Config, folder: RunFolder) -> int:
     _say_choices(setup, folder)
     judge = Judge(setup, folder)
     loop = Loop(setup, folder, judge.validate if judge.can_validate else None)
+    if resumed:
+        print(f"goes on     after step {loop.state.step} of {setup.total_steps}", flush=True)
     progress = best(loop.state.step, setup.total_steps)
     try:
         loop.run(progress)
@@ -280,6 +282,8 @@ def _say_choices(setup: Setup, folder: RunFolder) -> None:
         end="",
     )
     print(f"{config.epochs} epochs, {setup.total_steps} steps")
+    if config.momentum == "none" and setup.method.stop_gradient:
+        placed += "; the method itself stops the target's gradient"
     print(f"momentum    {config.momentum} ({placed})", end="")
     print(f", decay {config.decay:g} to {config.decay_end:g}" if encoder.placement.placed else "", end="")
     print(f"; the target path repeats {100 * cost:.1f} % of the forward FLOPs")

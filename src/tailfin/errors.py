@@ -24,5 +24,6 @@ def unknown(kind: str, value: str, allowed: Iterable[str], where: str = "") -> U
 
 def nearest(value: str, names: Iterable[str]) -> str:
     """The end of a message: a question after the name nearest to `value`; empty where none is near."""
-    near = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    written = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(value.lower(), list(written), n=1, cutoff=0.5)
+    return f"; did you mean {written[near[0]]!r}?" if near else ""

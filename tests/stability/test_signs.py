@@ -190,7 +190,7 @@ def test_collapse_is_dated_from_where_it_lasts() -> None:
     rows = [(50, reading(spread=0.05)), (100, reading()), (150, reading(rank=1.0)), (200, reading(rank=1.1))]
     found = collapse_sign(rows, 128)
     assert found is not None
-    assert "since step 150: its embeddings use very few dimensions" in found.words
+    assert "since step 150: they use very few dimensions" in found.words
     assert collapse_sign(rows[:2], 128) is None
 
 

@@ -47,7 +47,7 @@ def judged(**changes: object) -> verdict.Verdict:
         ({"signs": [Sign("a", "A.", "e"), Sign("collapsing", "Gone.", "e")]}, "collapsing", "Gone."),
         ({"trained": (55.0, 60.0), "judged_images": 10}, "no better than untrained", "told from chance"),
         ({"trained": (99.9, 99.9), "untrained": (98.5, 98.9)}, "healthy", "better than the untrained"),
-        ({"judged_images": 0}, "not judged", "two classes"),
+        ({"judged_images": 0}, "not judged", "without kNN and linear probe"),
         ({"timing": [{"data_wait": 0.1}, {"data_wait": 0.6}]}, "loader-bound", "waited for images"),
         ({"trained": None, "untrained": None}, "not judged", "No sign of collapse"),
         ({"trained": None, "untrained": None, "spread": 0.0}, "collapsing", "collapsed"),

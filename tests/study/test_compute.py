@@ -38,6 +38,8 @@ def test_other_images_are_refused() -> None:
     assert compute.same_images({"a": "1"}, {"b": "2"}, Path("r")) == {"a": "1", "b": "2"}
     with pytest.raises(UserError, match="images of 'a' are not those that r was begun with"):
         compute.same_images({"a": "1"}, {"a": "2"}, Path("r"))
+    with pytest.raises(UserError, match="r was begun with files for 'a'; say where they lie with --data"):
+        compute.same_images({"a": "1"}, {"a": "a"}, Path("r"))
 
 
 def test_what_a_folder_remembers(tmp_path: Path) -> None:

@@ -71,7 +71,9 @@ def _indices(item: str, names: tuple[str, ...], text: str) -> set[int]:
         raise UserError(f"placement {text!r}: {item!r} stands alone, not in a list")
     start, colon, end = item.partition(":")
     if item in ("", ":"):
-        raise UserError(f"placement {text!r} has an empty entry; allowed: {', '.join((*KEYWORDS, *names))}")
+        raise UserError(
+            f"placement {text!r} has an empty entry; allowed: {', '.join(dict.fromkeys((*KEYWORDS, *names)))}"
+        )
     first = min(_named(start, names, text)) if start else 0
     last = max(_named(end if colon else start, names, text)) if end or not colon else len(names) - 1
     if first > last:

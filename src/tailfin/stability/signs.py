@@ -116,14 +116,14 @@ def collapse_sign(readings: Sequence[tuple[int, Reading]], width: int) -> Sign |
         spread = rows[-1][1]["spread"]
         return Sign(
             "collapsing",
-            f"The encoder has collapsed completely since step {complete}: nearly all images have one embedding.",
+            f"The projections have collapsed completely since step {complete}: those of nearly all images are one.",
             f"spread of the probe batch's projections {spread:.3f} (1 even, 0 one point)",
         )
     few = _since([(step, few_dimensions(row["rank"], width)) for step, row in rows])
     if few is not None:
         return Sign(
             "collapsing",
-            f"The encoder is collapsing since step {few}: its embeddings use very few dimensions.",
+            f"The projections are collapsing since step {few}: they use very few dimensions.",
             f"effective rank of the probe batch's projections {rows[-1][1]['rank']:.1f} of {width}",
         )
     return None

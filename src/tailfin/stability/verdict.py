@@ -99,9 +99,9 @@ def _state(
     if since is not None:
         return since.state, since.words
     if spread < COLLAPSED_SPREAD:
-        return "collapsing", "The encoder has collapsed completely: nearly all images have one embedding."
+        return "collapsing", "The projections have collapsed completely: those of nearly all images are one."
     if few_dimensions(rank, width):
-        return "collapsing", "The encoder is collapsing: its embeddings use very few dimensions."
+        return "collapsing", "The projections are collapsing: they use very few dimensions."
     if signs:
         also = f" Also: {', '.join(sign.state for sign in signs[1:])}." if len(signs) > 1 else ""
         return signs[0].state, signs[0].words + also
@@ -117,7 +117,7 @@ def _state(
     if learnt is None:
         return (
             "not judged",
-            "No sign of collapse; without test images of two classes the features could not be judged further.",
+            "No sign of collapse; without kNN and linear probe the features could not be judged further.",
         )
     return (
         "healthy",

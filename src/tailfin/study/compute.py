@@ -124,6 +124,10 @@ def same_images(kept: Mapping[str, str], found: Mapping[str, str], out: Path) ->
     """
     for name, identity in found.items():
         if kept.get(name, identity) != identity:
+            if identity == name:
+                raise UserError(
+                    f"{out} was begun with files for {name!r}; say where they lie with --data, or take another --out"
+                )
             raise UserError(
                 f"the images of {name!r} are not those that {out} was begun with; take the old ones, or another --out"
             )

@@ -171,12 +171,15 @@ class Loop:
         ]
         where = f"weights that are not finite: {', '.join(broken)}" if broken else "all weights are finite"
         before = losses[losses.isfinite()]
-        last = f"{float(before[-1]):.4g}" if len(before) else "in an earlier row of metrics.jsonl"
+        if len(before):
+            last = f"last finite loss {float(before[-1]):.4g}"
+        else:
+            last = "last finite loss in metrics.jsonl" if first else "no loss was finite"
         rate = self.train_step.learning_rate(first)
         raise Diverged(
             f"the loss is {float(losses[int(bad[0])])} since step {first + 1} (epoch "
             f"{first / setup.steps_per_epoch:.2f}) at learning rate {rate:.4g}; {where}; "
-            f"last finite loss {last}. {ADVICE}"
+            f"{last}. {ADVICE}"
         )
 
     def _save(self) -> None:

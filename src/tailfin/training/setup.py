@@ -109,6 +109,8 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
         raise UserError(f"--method {config.method} needs labels, and the images of {config.data!r} have none")
     config = resolved(config, method_type, data.train, device)
     steps = len(data.train) // config.batch_size
+    if len(data.train) < 2:
+        raise UserError(f"{config.data!r} has {len(data.train)} training image; at least 2 are needed")
     if steps == 0:
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the {len(data.train)} training images of "
