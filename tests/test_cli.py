@@ -196,6 +196,10 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["pretrain", "--data", "PHOTOS-"], r"no such path .*photos-' in --data.*did you mean .*photos'"),
         (["pretrain", "--data", "cifar11"], "did you mean 'cifar10'"),
         (
+            ["pretrain", "--data", "PHOTOS", "--limit", "1", "--batch-size", "2"],
+            "has 1 training image; at least 2 are needed",
+        ),
+        (
             ["pretrain", "--data", "PHOTOS", "--batch-size", "64"],
             "--batch-size 64 is larger than the 40 training",
         ),

@@ -167,6 +167,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(bool(value.isfinite().all()) for value in held.tensors.values())
 
 
+def test_a_first_loss_that_is_not_finite_has_none_before_it(
+    settings: Make, data: Dataset, tmp_path: Path
+) -> None:
+    setup = prepare(settings(epochs=1), data)
+    setup.method.loss = lambda *_: sum(p.sum() for p in setup.encoder.parameters()) * float("nan")  # type: ignore[method-assign, assignment]
+    with pytest.raises(Diverged, match=r"the loss is nan since step 1 .*; no loss was finite"):
+        Loop(setup, RunFolder(tmp_path), None).run(Silent())
+
+
 def test_weights_that_are_not_finite_never_reach_a_checkpoint(
     settings: Make, data: Dataset, tmp_path: Path
 ) -> None:
