@@ -108,7 +108,7 @@ def shortfall() -> list[str]:
         short.append(method.about.title)
         again = published(name, method, runs(LONGER))
         if again is not None:
-            longer.append(f"{method.about.title} {figures(again)}")
+            longer.append(f"{method.about.title} {figures(again)} in {lasting(again)}")
     if not short:
         return []
     said = (
@@ -117,7 +117,7 @@ def shortfall() -> list[str]:
     )
     if longer:
         said += (
-            f" After {budget(runs(LONGER)[0])} (`tailfin study studies/{LONGER}.toml`), the untrained encoder having "
+            f" Longer (`tailfin study studies/{LONGER}.toml`), the untrained encoder having "
             f"{untrained(runs(LONGER))}: {', '.join(longer)}."
         )
     return ["", fill(said, 118)]
@@ -158,9 +158,15 @@ def runs(study: str) -> tuple[Row, ...]:
 
 
 def budget(row: Row) -> str:
-    """How long a run was."""
+    """How long a run was, and on what."""
     settings = row["settings"]
-    return f"{settings['epochs']} epochs of {settings['limit']:,} images of {settings['data'].upper()}"
+    return f"{lasting(row)} of {settings['limit']:,} images of {settings['data'].upper()}"
+
+
+def lasting(row: Row) -> str:
+    """How long a run was, with the options of its method where it has some."""
+    options = ", ".join(f"{name} {value:g}" for name, value in row["settings"]["method_options"].items())
+    return f"{row['settings']['epochs']} epochs" + (f" with {options}" if options else "")
 
 
 def figures(row: Row) -> str:
