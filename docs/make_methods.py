@@ -11,6 +11,7 @@ from tailfin import methods
 from tailfin.methods.base import Method, Recipe
 from tailfin.study import table
 from tailfin.study.design import Row
+from tailfin.study.statistics import paired
 
 PAGE = Path(__file__).with_name("methods.md")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -95,7 +96,34 @@ def overview() -> list[str]:
         )
     if len(rows) < len(known()):
         said += f" {len(known()) - len(rows)} methods have not run yet."
-    return ["", "## What ours gave", "", fill(said, 118), "", *grid(head, rows), *shortfall()]
+    return ["", "## What ours gave", "", fill(said, 118), "", *grid(head, rows), *across(), *shortfall()]
+
+
+def across() -> list[str]:
+    """What one placement gave over another, each method one pair."""
+    linear: dict[str, dict[int, float]] = {placement: {} for placement in PLACEMENTS}
+    for place, (name, _) in enumerate(known()):
+        for row in of(name, runs(STUDY)):
+            if row["linear"] is not None:
+                linear[row["settings"]["momentum"]][place] = row["linear"]
+    found = []
+    for arm, control in (("projector", "all"), ("projector", "stopgrad"), ("all", "stopgrad")):
+        each = paired(linear[arm], linear[control])
+        if each.low is None or each.high is None:
+            return []
+        above = sum(
+            linear[arm][place] > value for place, value in linear[control].items() if place in linear[arm]
+        )
+        found.append(
+            f"{arm} - {control} {each.mean:+.1f} points [{each.low:+.1f}, {each.high:+.1f}], above it in {above} of "
+            f"{each.n}"
+        )
+    said = (
+        f"Over the methods, each one pair of runs with the same seed, with 95 % Student t intervals that take "
+        "methods for independent, which kin are not: "
+        f"{'; '.join(found)}."
+    )
+    return ["", fill(said, 118)]
 
 
 def shortfall() -> list[str]:
