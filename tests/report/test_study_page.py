@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from tailfin.report import study_plots
 from tailfin.report.study_page import ClaimSection, StudyContent, Table, render
 from tailfin.report.study_plots import Point, Series, intervals, profile, scatter
 from tailfin.study import markdown
@@ -178,3 +179,9 @@ def test_a_profile_has_a_panel_for_each_quantity() -> None:
     assert plot is not None
     for word in ("variation", "jump", "stem", "layer1", "part"):
         assert f">{word}<" in plot.svg
+
+
+def test_as_many_series_as_there_are_methods_look_different() -> None:
+    styles = [study_plots.style(index) for index in range(32)]
+    assert len(set(styles)) == 32
+    assert len({marker for _, marker in styles[:8]}) == 8

@@ -35,7 +35,7 @@ class About:
         source: The paper, as arXiv number.
         idea: What it does, in three sentences.
         equation: Its loss, in LaTeX.
-        needs: What it needs beside images: "labels".
+        needs: What it needs beside images; "labels" is asked of the data, the rest is for the reader.
         expected: Linear accuracy (%) by data set, of others' long runs.
         expected_source: Whose, and how long.
     """
@@ -46,7 +46,7 @@ class About:
     source: str = ""
     idea: str = ""
     equation: str = ""
-    needs: tuple[Literal["labels"], ...] = ()
+    needs: tuple[str, ...] = ()
     expected: Mapping[str, float] = field(default_factory=dict)
     expected_source: str = ""
 

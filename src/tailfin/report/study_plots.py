@@ -13,17 +13,13 @@ from tailfin.report import plots
 from tailfin.report.plots import BLUE, FAINT, INK, ORANGE, Plot
 
 PURPLE = "#cc79a7"
-STYLES = (
-    (BLUE, "o"),
-    (ORANGE, "s"),
-    (PURPLE, "^"),
-    (INK, "D"),
-    (BLUE, "v"),
-    (ORANGE, "P"),
-    (PURPLE, "X"),
-    (INK, "*"),
-)
-"""Colour and marker of each series: markers tell them apart without colour."""
+COLOURS, MARKERS = (BLUE, ORANGE, PURPLE, INK), ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def style(index: int) -> tuple[str, str]:
+    """Colour and marker of a series: markers tell eight apart without colour, both together 32."""
+    return COLOURS[(index + index // len(MARKERS)) % len(COLOURS)], MARKERS[index % len(MARKERS)]
+
 
 BARS = "Markers are means over seeds, bars 95 % Student t intervals; hollow markers have one seed and no interval."
 LEGEND = 66
@@ -115,7 +111,7 @@ def profile(
         stack = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (what, series) in zip(stack, panels, strict=True):
             for index, each in enumerate(series):
-                colour, _ = STYLES[index % len(STYLES)]
+                colour, _ = style(index)
                 shift = 0.0 if len(series) == 1 else 0.24 * (index / (len(series) - 1) - 0.5)
                 places = [labels.index(point.label) + shift for point in each.points]
                 axes.plot(places, [p.mean for p in each.points], color=colour, linewidth=1.0, alpha=0.6)
@@ -186,7 +182,7 @@ def _frame_means(axes: Axes, points: Sequence[Point]) -> bool:
 def _marker(
     axes: Axes, point: Point, index: int, at: tuple[float, float], bar: str, label: str | None
 ) -> None:
-    colour, marker = STYLES[index % len(STYLES)]
+    colour, marker = style(index)
     alone = point.low is None or point.high is None
     error = None
     if point.low is not None and point.high is not None:
