@@ -164,10 +164,11 @@ def measured(name: str) -> list[str]:
 
 
 def published(name: str, method: type[Method], rows: Sequence[Row]) -> Row | None:
-    """The method's run as published."""
+    """The method's run with the published placement, the longest of them."""
     placement = method.recipe.placement
     wanted = "stopgrad" if placement == "none" and method.stop_gradient else placement
-    return next((row for row in of(name, rows) if row["settings"]["momentum"] == wanted), None)
+    found = [row for row in of(name, rows) if row["settings"]["momentum"] == wanted]
+    return max(found, key=lambda row: row["settings"]["epochs"], default=None)
 
 
 def of(name: str, rows: Sequence[Row]) -> list[Row]:
