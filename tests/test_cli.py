@@ -307,6 +307,14 @@ def test_list_names_methods_and_what_placements_cost(tailfin: Run) -> None:
         assert name in said
 
 
+def test_a_line_a_method_fits_a_usual_terminal(tailfin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, said, _ = tailfin("list", "methods")
+    assert "…" not in said
+    assert re.search(r"dino +prototypes +2021 +all, 0.9995 to 1 +-", said)
+    assert re.search(r"supcon +contrastive +2020 +none +labels", said)
+
+
 def test_help_does_not_import_torch() -> None:
     found = "import sys, tailfin.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", found], check=False).returncode == 0

@@ -25,13 +25,14 @@ def show(what: str, backbone: str, image_size: int) -> int:
 
 def _methods() -> Table:
     table = Table(
-        title="methods (--method), published CIFAR recipes",
+        title="methods (--method), momentum as published for CIFAR",
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
-    for heading in ("name", "family", "year", "momentum, decay", "optimizer, lr", "needs"):
+    for heading in ("name", "family", "year", "momentum, decay"):
         table.add_column(heading, no_wrap=True)
+    table.add_column("needs", overflow="fold")
     known = {name: methods.load(name) for name in methods.names()}
     for name, method in sorted(known.items(), key=lambda item: (item[1].about.family, item[1].about.year)):
         recipe, about = method.recipe, method.about
@@ -41,7 +42,6 @@ def _methods() -> Table:
             about.family,
             str(about.year),
             recipe.placement + decay,
-            f"{recipe.optimizer}, {recipe.lr:g}",
             ", ".join(about.needs) or "-",
         )
     return table
