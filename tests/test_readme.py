@@ -2,6 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tailfin import backbones
+from tailfin.momentum import MomentumEncoder, split
+from tailfin.training.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +28,23 @@ def test_the_library_snippet_runs_and_updates_the_projector_alone() -> None:
     assert encoder.updates == 1  # type: ignore[attr-defined]
     slow, fast = encoder.momentum_part("projector")[0].weight, names["head"][0].weight  # type: ignore[attr-defined, index]
     assert not slow.equal(fast)
+
+
+def test_the_backbone_snippet_gives_the_features_of_normalised_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snippet = next(block for block in blocks("python") if "load_encoder" in block)
+    file = tmp_path / re.search(r'"(runs/.*)"', snippet)[1]  # type: ignore[index]
+    file.parent.mkdir(parents=True)
+    encoder = MomentumEncoder(split(backbones.create("resnet10w2", image_size=32)), placement="none")
+    about = {"backbone": "resnet10w2", "image_size": 32, "channels": 3, "mean": [0.4] * 3, "std": [0.2] * 3}
+    RunFolder(file.parent).save_encoder(encoder, about)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    torch.testing.assert_close(
+        names["features"], encoder.eval().encode((names["images"] - 0.4) / 0.2)[0], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_two_commands_stand_first() -> None:

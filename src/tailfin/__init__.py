@@ -1,4 +1,4 @@
-"""tailfin: self-supervised visual pretraining with momentum (EMA) on the parts of the encoder where it pays."""
+"""tailfin: self-supervised visual pretraining with momentum (EMA) on the parts of the encoder that you choose."""
 
 from typing import TYPE_CHECKING, Any
 
