@@ -177,6 +177,31 @@ def test_what_follows_from_the_method_is_told_with_the_shared_settings(tmp_path:
     assert told["backbone"] == "resnet10w2"
 
 
+def test_shared_settings_are_those_of_every_arm_with_momentum_or_without(tmp_path: Path) -> None:
+    grids = """
+[[grid]]
+method = ["byol", "simsiam"]
+momentum = ["published"]
+epochs = [20]
+[[grid]]
+method = ["wmse"]
+momentum = ["published"]
+epochs = [20, 40]
+method_options = [{ out = 32 }]
+"""
+    found = design(tmp_path, grids)
+    assert {each.momentum for each in found.variants} == {"all", "stopgrad", "none"}
+    told = dict(summary.content(found, found.progress({}), {}, {}, "again").settings)
+    assert "momentum" not in told
+    assert told["decay"] == "0.99"  # BYOL's, the one arm that has any
+    assert told["optimizer"] == "lars for byol; sgd for simsiam; adamw for wmse"
+    assert told["warmup_epochs"] == "2 for epochs 20; 4 for epochs 40"
+    assert told["method_options"] == "out 32 for wmse"
+    alone = design(tmp_path, '[grid]\nmomentum = ["projector"]\nseed = [0, 1]\n')
+    told = dict(summary.content(alone, alone.progress({}), {}, {}, "again").settings)
+    assert told["momentum"] == "projector"
+
+
 SELECT = """
 [grid]
 method = ["simclr"]

@@ -15,6 +15,7 @@ from tailfin.study.design import Design, Progress, Row, arm_key
 from tailfin.study.findings import METRIC
 from tailfin.study.pictures import picture
 from tailfin.study.statistics import Difference, Estimate, estimate, holm, paired
+from tailfin.training.config import Config
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,8 @@ def _choices(design: Design, progress: Progress) -> Table | None:
 def _shared(design: Design) -> list[tuple[str, str]]:
     """Settings that all cells share, or that follow from what tells the cells apart.
 
-    Those of momentum are asked of the cells with momentum, for others drop them.
+    Those of momentum are asked of the cells with momentum, for others drop them. The placement is left out where it
+    differs: the table of arms has it.
     """
     moving = [
         each for each in design.variants if each.momentum not in ("none", "stopgrad")
@@ -248,23 +250,35 @@ def _shared(design: Design) -> list[tuple[str, str]]:
     told = set(design.differing) | ({design.study.select.setting} if design.study.select else set())
     if "decay" in told:
         told.add("decay_end")
+    if len({each.momentum for each in design.variants}) > 1:
+        told.add("momentum")
     rows = []
     for name in cells.MATTERING:
         if name in ("seed", *told):
             continue
-        values: dict[str, str] = {}
-        for each in moving:
-            value = cells.settings(each)[name]
-            words = [
-                str(getattr(each, key)) for key in design.differing if key not in ("seed", *cells.MOMENTUM)
-            ]
-            if value not in (None, {}):
-                values[", ".join(words)] = _plain(value)
-        if len(set(values.values())) == 1:
-            rows.append((name, next(iter(values.values()))))
-        elif values:
-            rows.append((name, "; ".join(f"{value} for {what}" for what, value in values.items())))
+        asked = moving if name in cells.MOMENTUM else design.variants
+        values = [cells.settings(each)[name] for each in asked]
+        if all(value in (None, {}) for value in values):
+            continue
+        if all(value == values[0] for value in values):
+            rows.append((name, _plain(values[0])))
+        else:
+            arms = _told_apart(design, asked, values)
+            given = {arm: _plain(value) for arm, value in arms.items() if value not in (None, {})}
+            rows.append((name, "; ".join(f"{value} for {arm}" for arm, value in given.items())))
     return rows
+
+
+def _told_apart(design: Design, variants: Sequence[Config], values: Sequence[Any]) -> dict[str, Any]:
+    """The values by what tells their variants apart: one setting where that settles them, else all."""
+    keys = [key for key in design.differing if key not in ("seed", *cells.MOMENTUM)]
+    found: dict[str, Any] = {}
+    for some in (*([key] for key in keys), keys):
+        found = {}
+        arms = [Arm("", {key: getattr(each, key) for key in some}, {}).what for each in variants]
+        if all(found.setdefault(arm, value) == value for arm, value in zip(arms, values, strict=True)):
+            break
+    return found
 
 
 def _changing(arms: Sequence[Arm]) -> list[str]:
