@@ -1,6 +1,6 @@
 """Rewrite the made part of docs/methods.md: `python docs/make_methods.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -8,10 +8,12 @@ from statistics import median
 from textwrap import fill
 
 from tailfin import methods
-from tailfin.methods.base import Method, Recipe
+from tailfin.methods.base import WIDE, Method, Recipe
 from tailfin.study import table
 from tailfin.study.design import Row
 from tailfin.study.statistics import paired
+from tailfin.views import recipes
+from tailfin.views.recipes import LARGEST_SMALL_IMAGE, ViewRecipe
 
 PAGE = Path(__file__).with_name("methods.md")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -19,6 +21,9 @@ STUDY, LONGER = "cpu-all-methods", "cpu-longer"
 GAIN = 10.0
 """Points of the linear probe above the untrained encoder that a method as published should reach."""
 PLACEMENTS = ("none", "stopgrad", "projector", "all")
+SIZES = {32: (WIDE, 50_000), 224: (2048, 1_281_167)}
+"""Sides of the two recipes' images, with the features and the number of images that the options are shown for:
+ResNet-18 on CIFAR and ResNet-50 on ImageNet. Large recipes published for ResNet-18 have the same options there."""
 FIRST = (
     "<!-- What follows is made by `python docs/make_methods.py` from what each method says of itself. -->\n"
 )
@@ -29,7 +34,7 @@ def made(page: str) -> str:
     """The page with its made part renewed."""
     head, _, rest = page.partition(FIRST)
     _, _, tail = rest.partition(LAST)
-    lines = overview()
+    lines = [*view_recipes(), *overview()]
     for family, some in groupby(known(), key=lambda item: item[1].about.family):
         lines += ["", f"## {str(family).capitalize()}"]
         for name, method in some:
@@ -45,29 +50,100 @@ def known() -> list[tuple[str, type[Method]]]:
 
 def section(name: str, method: type[Method]) -> list[str]:
     """The lines on one method."""
-    about, recipes = method.about, [method.recipe, *([method.large] if method.large else [])]
-    columns = [recipe_rows(recipe) for recipe in recipes]
-    facts = []
-    if about.needs:
-        facts.append(f"Needs {', '.join(about.needs)}.")
+    about, sides = method.about, list(SIZES) if method.large else [min(SIZES)]
+    columns = [recipe_rows(method, side) for side in sides]
+    facts = [f"Needs {', '.join(about.needs)}."] if about.needs else []
     if about.expected:
-        figures = ", ".join(f"{data} {value:g} %" for data, value in about.expected.items())
-        facts.append(f"Linear accuracy elsewhere: {figures} ({about.expected_source}).")
+        shown = ", ".join(f"{data} {value:g} %" for data, value in about.expected.items())
+        facts.append(f"Linear accuracy elsewhere: {shown} ({about.expected_source}).")
+    else:
+        facts.append("No published figure was found.")
     return [
         "",
         f"### {about.title}",
         "",
         f"`--method {name}`, {about.year}, [arXiv {about.source}](https://arxiv.org/abs/{about.source})",
         "",
-        fill(about.idea, 118),
+        prose(about.idea),
         "",
         f"$${about.equation}$$",
         "",
-        "| | 32 px | 224 px |" if method.large else "| | |",
-        "|---" * (1 + len(columns)) + "|",
-        *("| " + " | ".join((key, *(column[key] for column in columns))) + " |" for key in columns[0]),
-        *(["", fill(" ".join(facts), 118)] if facts else []),
-        *measured(name),
+        *grid(
+            ["", *(f"{side} px" for side in sides)],
+            [[key, *(column[key] for column in columns)] for key in columns[0]],
+        ),
+        "",
+        prose(" ".join(facts)),
+        *measured(name, method),
+    ]
+
+
+def recipe_rows(method: type[Method], side: int) -> dict[str, str]:
+    """The recipe for images of this side, in words, with every option of the constructor."""
+    recipe, values = method.recipe_at(side), method.defaults(*SIZES[side], side)
+    options = {name: f"`{name}` {number(value)}" for name, value in values.items()}
+    heads = [options.pop("hidden"), options.pop("out"), *(["batch norm"] if recipe.batch_norm else [])]
+    count = recipe.warmup_epochs
+    warmup = f"{count} epoch{'s' if count > 1 else ''} of warm-up, then " if count else ""
+    return {
+        "optimizer": optimizer(recipe),
+        "schedule": f"{warmup}cosine",
+        "momentum": momentum(recipe),
+        "heads": ", ".join(heads),
+        "options": ", ".join(options.values()) or "none",
+        "views": recipe.views,
+        "recipe from": recipe.source,
+    }
+
+
+def optimizer(recipe: Recipe) -> str:
+    """The optimizer with all its settings."""
+    words = [recipe.optimizer, f"lr {recipe.lr:g} at 256", f"weight decay {recipe.weight_decay:g}"]
+    if recipe.optimizer != "adamw":
+        words.append(f"momentum {recipe.momentum:g}")
+    if recipe.trust_coefficient is not None:
+        words.append(f"trust coefficient {recipe.trust_coefficient:g}")
+    return ", ".join([*words, *(["clip"] if recipe.clip else [])])
+
+
+def momentum(recipe: Recipe) -> str:
+    """The placement as published, and the decay, which a method without momentum takes once it is given some."""
+    constant = recipe.decay == recipe.decay_end
+    decay = f"{recipe.decay:g}" if constant else f"{recipe.decay:g} to {recipe.decay_end:g}"
+    if recipe.placement == "none":
+        return f"none (decay if placed: {decay})"
+    return f"{recipe.placement}, decay {decay}"
+
+
+def view_recipes() -> list[str]:
+    """What the named recipes of views do, a row a view."""
+    rows = []
+    for name in sorted({method.recipe_at(side).views for _, method in known() for side in SIZES}):
+        for side in SIZES:
+            first, second = getattr(recipes, name)(side)
+            pair = {"both": first} if first == second else {"first": first, "second": second}
+            rows += [[name, f"{side} px", which, *view_row(view)] for which, view in pair.items()]
+    usual = ViewRecipe()
+    said = (
+        f"The named recipes of views, each a pair; images up to {LARGEST_SMALL_IMAGE} px take the rows of 32 px. The "
+        "crop is the share of the image's area that is kept, uniform between both numbers (`--crop-min` sets the "
+        "first). Jitter, grey, blur and solarise are probabilities. The strengths of the jitter are those of "
+        "brightness, contrast, saturation and hue, as in torchvision's `ColorJitter`. The blur's standard deviation "
+        f"is {usual.blur_sigma[0]:g} to {usual.blur_sigma[1]:g} pixels, and every view is mirrored with probability "
+        f"{usual.flip:g}."
+    )
+    head = ["views", "images", "view", "crop", "jitter", "its strengths", "grey", "blur", "solarise"]
+    return ["", "## Views", "", prose(said), "", *grid(head, rows)]
+
+
+def view_row(view: ViewRecipe) -> list[str]:
+    """Crop, colour jitter and the rarer operations of one view."""
+    strengths = (view.brightness, view.contrast, view.saturation, view.hue)
+    return [
+        f"{view.scale[0]:g} to {view.scale[1]:g}",
+        f"{view.jitter:g}",
+        ", ".join(f"{strength:g}" for strength in strengths) if view.jitter else "",
+        *(f"{probability:g}" for probability in (view.greyscale, view.blur, view.solarise)),
     ]
 
 
@@ -80,23 +156,22 @@ def overview() -> list[str]:
         f"Linear probe and, in brackets, kNN in percent after {budget(done[0])}, narrow ResNet, one seed: `tailfin "
         f"study studies/{STUDY}.toml`. The untrained encoder has {untrained(done)}. All methods share one optimizer "
         "and one decay, not the published ones, and none is tuned more than another: the rows are no contest of "
-        "methods, and `published` is the published placement alone. Where the monitors "
-        "find a run not healthy, their verdict stands beside its figures."
+        "methods. Where the monitors find a run not healthy, their verdict stands behind its figures."
     )
-    head = ["method", "published", *PLACEMENTS]
+    head = ["method", "published placement", *PLACEMENTS]
     rows = []
     for name, method in known():
         found = {row["settings"]["momentum"]: figures(row) for row in of(name, done)}
         if not found:
             continue
         if method.stop_gradient:
-            found["none"] = "the same as stopgrad"
+            found["none"] = "= stopgrad"
         rows.append(
             [method.about.title, method.recipe.placement, *(found.get(each, "") for each in PLACEMENTS)]
         )
     if len(rows) < len(known()):
         said += f" {len(known()) - len(rows)} methods have not run yet."
-    return ["", "## What ours gave", "", fill(said, 118), "", *grid(head, rows), *across(), *shortfall()]
+    return ["", "## What ours gave", "", prose(said), "", *grid(head, rows), *across(), *shortfall()]
 
 
 def across() -> list[str]:
@@ -115,52 +190,75 @@ def across() -> list[str]:
             linear[arm][place] > value for place, value in linear[control].items() if place in linear[arm]
         )
         found.append(
-            f"{arm} - {control} {each.mean:+.1f} points [{each.low:+.1f}, {each.high:+.1f}], above it in {above} of "
-            f"{each.n}"
+            f"{arm} minus {control} {each.mean:+.1f} points [{each.low:+.1f}, {each.high:+.1f}], above it in {above} "
+            f"of {each.n}"
         )
     said = (
-        f"Over the methods, each one pair of runs with the same seed, with 95 % Student t intervals that take "
-        "methods for independent, which kin are not: "
-        f"{'; '.join(found)}."
+        "Over the methods, each one pair of runs with the same seed, with 95 % Student t intervals that treat the "
+        f"methods as independent, though related ones are not: {'; '.join(found)}."
     )
-    return ["", fill(said, 118)]
+    return ["", prose(said)]
 
 
 def shortfall() -> list[str]:
     """Which methods gain little as published, and what they gain in a longer run."""
-    short, longer = [], []
-    for name, method in known():
-        row = published(name, method, runs(STUDY))
-        if row is None or (row["linear"] or 0) - row["linear_untrained"] >= GAIN:
-            continue
-        short.append(method.about.title)
-        again = published(name, method, runs(LONGER))
-        if again is not None:
-            longer.append(f"{method.about.title} {figures(again)} in {lasting(again)}")
+    short = [
+        (method.about.title, published(name, method, runs(LONGER)))
+        for name, method in known()
+        if (row := published(name, method, runs(STUDY))) is not None and gain(row) < GAIN
+    ]
     if not short:
         return []
     said = (
         f"With the published placement less than {GAIN:g} points of the linear probe above the untrained encoder: "
-        f"{', '.join(short)}."
+        f"{', '.join(title for title, _ in short)}."
     )
-    if longer:
-        said += (
-            f" Longer (`tailfin study studies/{LONGER}.toml`), the untrained encoder having "
-            f"{untrained(runs(LONGER))}: {', '.join(longer)}."
+    longest = [(title, row) for title, row in short if row is not None]
+    if not longest:
+        return ["", prose(said)]
+    said += (
+        f" Their longest runs so far, with that placement (`tailfin study studies/{LONGER}.toml`); the untrained "
+        f"encoder has {untrained([row for _, row in longest])}:"
+    )
+    head = ["method", "run", "precision", "linear (kNN)", "points above the untrained encoder"]
+    rows = [
+        [title, lasting(row), row["settings"]["precision"], figures(row), f"{gain(row):+.2f}"]
+        for title, row in longest
+    ]
+    lists = {
+        f"{GAIN:g} points or more above it in a longer run": [
+            title for title, row in longest if gain(row) >= GAIN
+        ],
+        "Still less": [title for title, row in longest if gain(row) < GAIN],
+        "Not run longer yet": [title for title, row in short if row is None],
+    }
+    judged = [f"{words}: {', '.join(titles)}." for words, titles in lists.items() if titles]
+    usual = precisions(runs(STUDY))
+    if other := precisions(row for _, row in longest if row["settings"]["precision"] not in usual):
+        judged.append(
+            f"The runs in {other} differ from the short ones in precision too: those are in {usual}."
         )
-    return ["", fill(said, 118)]
+    return ["", prose(said), "", *grid(head, rows), "", prose(" ".join(judged))]
 
 
-def measured(name: str) -> list[str]:
+def measured(name: str, method: type[Method]) -> list[str]:
     """The same of one method, in a sentence a study."""
-    lines = []
-    for study in (STUDY, LONGER):
-        own = of(name, runs(study))
-        if own:
-            found = ", ".join(f"{row['settings']['momentum']} {figures(row)}" for row in own)
-            said = f"Ours after {budget(own[0])}, linear (kNN): {found}; untrained {untrained(own)}."
-            lines += ["", fill(said, 118)]
-    return lines
+    said = []
+    own, longest = of(name, runs(STUDY)), published(name, method, runs(LONGER))
+    if own:
+        found = "; ".join(f"{row['settings']['momentum']} {figures(row)}" for row in own)
+        said.append(f"Ours after {budget(own[0])}, linear (kNN): {found}; untrained {untrained(own)}.")
+    if longest is not None:
+        usual, here = precisions(own), precisions([longest])
+        other = f", in {here} instead of {usual}" if usual not in ("", here) else ""
+        found = f"{longest['settings']['momentum']} {figures(longest)}"
+        said.append(f"Longer, after {budget(longest)}{other}: {found}; untrained {untrained([longest])}.")
+    return [line for each in said for line in ("", prose(each))]
+
+
+def precisions(rows: Iterable[Row]) -> str:
+    """What runs were computed in."""
+    return " and ".join(sorted({row["settings"]["precision"] for row in rows}))
 
 
 def published(name: str, method: type[Method], rows: Sequence[Row]) -> Row | None:
@@ -186,21 +284,32 @@ def runs(study: str) -> tuple[Row, ...]:
     return tuple(sorted(table.read(RESULTS / study).values(), key=place))
 
 
+def gain(row: Row) -> float:
+    """Points of the linear probe above the untrained encoder; 0 where a run was not judged."""
+    return 0.0 if row["linear"] is None else float(row["linear"] - row["linear_untrained"])
+
+
 def budget(row: Row) -> str:
     """How long a run was, and on what."""
     settings = row["settings"]
-    return f"{lasting(row)} of {settings['limit']:,} images of {settings['data'].upper()}"
+    data = settings["data"].upper().replace("CIFAR", "CIFAR-")
+    return f"{settings['epochs']} epochs of {settings['limit']:,} {data} images{own_options(row)}"
 
 
 def lasting(row: Row) -> str:
-    """How long a run was, with the options of its method where it has some."""
-    options = ", ".join(f"{name} {value:g}" for name, value in row["settings"]["method_options"].items())
-    return f"{row['settings']['epochs']} epochs" + (f" with {options}" if options else "")
+    """How long a run was."""
+    return f"{row['settings']['epochs']} epochs{own_options(row)}"
+
+
+def own_options(row: Row) -> str:
+    """The options of its method that a run was given, in brackets."""
+    options = " ".join(f"{name} {number(value)}" for name, value in row["settings"]["method_options"].items())
+    return f" (`--method-options {options}`)" if options else ""
 
 
 def figures(row: Row) -> str:
     """Linear and kNN accuracy, and a verdict that is not healthy."""
-    verdict = "" if row["state"] == "healthy" else f", {row['state']}"
+    verdict = "" if row["state"] == "healthy" else f", *{row['state']}*"
     if row["linear"] is None:
         return f"not judged{verdict}"
     return f"{row['linear']:.1f} ({row['knn']:.1f}){verdict}"
@@ -212,22 +321,19 @@ def untrained(rows: Sequence[Row]) -> str:
     return f"{linear:.1f} ({knn:.1f})"
 
 
+def number(value: float) -> str:
+    """A whole number with all its digits, another one as short as it is."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
+
+
+def prose(text: str) -> str:
+    """A paragraph, wrapped; names with hyphens stay whole."""
+    return fill(text, 118, break_on_hyphens=False, break_long_words=False)
+
+
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
-
-
-def recipe_rows(recipe: Recipe) -> dict[str, str]:
-    """One recipe in words."""
-    decay = "" if recipe.placement == "none" else f", decay {recipe.decay:g} to {recipe.decay_end:g}"
-    options = "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in recipe.options.items())
-    return {
-        "optimizer": f"{recipe.optimizer}, lr {recipe.lr:g} at 256, weight decay {recipe.weight_decay:g}",
-        "momentum": recipe.placement + decay,
-        "heads": f"hidden {recipe.hidden}, out {recipe.out}{', batch norm' if recipe.batch_norm else ''}{options}",
-        "views": recipe.views,
-        "recipe from": recipe.source,
-    }
 
 
 if __name__ == "__main__":

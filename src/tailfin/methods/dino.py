@@ -28,8 +28,8 @@ class DINO(Method):
         year=2021,
         source="2104.14294",
         idea="A student says how much each of many prototypes resembles a view, and is to agree with what a momentum "
-        "teacher says of the other view. The teacher's answer is sharpened by a low temperature, lest it become "
-        "uniform. Its running mean is taken off, lest one prototype win everything.",
+        "teacher says of the other view. The teacher's answer is sharpened by a low temperature, so that it does not "
+        "become uniform. Its running mean is taken off, so that no prototype wins everything.",
         equation=r"-\sum_k P_t(x')_k \log P_s(x)_k, \quad P_s = \mathrm{softmax}(g_s / \tau_s), \quad "
         r"P_t = \mathrm{softmax}((g_t - c) / \tau_t)",
         expected={"CIFAR-10": 89.52, "CIFAR-100": 66.76},

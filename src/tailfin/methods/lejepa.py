@@ -25,6 +25,8 @@ class LeJEPA(Method):
         "along random directions, drawn anew each step, measures how far they are from it.",
         equation=r"\frac{1 - \lambda}{P} \lVert z - \bar z \rVert^2 + \lambda \, \frac{N}{|A|} \sum_{a \in A} \int "
         r"|\hat\varphi_{a \cdot z}(t) - e^{-t^2/2}|^2 e^{-t^2/2} \, dt",
+        expected={"ImageNet": 79},
+        expected_source="the paper's abstract, ViT-H/14",
     )
     recipe = Recipe(
         optimizer="adamw",

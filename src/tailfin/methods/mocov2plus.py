@@ -37,8 +37,8 @@ class MoCoV2Plus(Method):
         year=2020,
         source="2003.04297",
         idea="A view is to find its other view's key among the keys of many earlier batches. The keys wait in a "
-        "queue, so the number of negatives does not hang on the batch. A momentum encoder makes them, lest they go "
-        "stale.",
+        "queue, so the number of negatives does not depend on the batch. A momentum encoder makes them, so that they "
+        "do not go stale.",
         equation=r"-\log \frac{\exp(q \cdot k_+ / \tau)}{\exp(q \cdot k_+ / \tau) + "
         r"\sum_{k \in \text{queue}} \exp(q \cdot k / \tau)}",
         expected={"CIFAR-10": 92.94, "CIFAR-100": 69.89},

@@ -35,7 +35,7 @@ class SigmoidPairwise(Method):
         year=2023,
         source="2303.15343",
         idea="Every pair of views in the batch is judged by itself: of the same image, or not. No softmax makes the "
-        "pairs compete, so the loss of one pair does not hang on the others. A learnt bias says how rare the pairs "
+        "pairs compete, so the loss of one pair does not depend on the others. A learnt bias says how rare the pairs "
         "of the same image are.",
         equation=r"-\frac{1}{N} \sum_i \sum_j \log \frac{1}{1 + \exp(-y_{ij} (t \cos(z_i, z'_j) + b))}, \quad "
         r"y_{ii} = 1,\ y_{i \neq j} = -1",

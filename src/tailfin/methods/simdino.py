@@ -22,6 +22,8 @@ class SimDINO(Method):
         "That one term takes the place of DINO's prototypes, centring and sharpening.",
         equation=r"\tfrac{1}{2} \lVert z_s - z'_t \rVert^2 - \gamma \tfrac{1}{2} \log\det\left(I + "
         r"\frac{d}{\varepsilon^2} \mathrm{Cov}(z_s)\right)",
+        expected={"ImageNet": 77.3},
+        expected_source="RobinWu218/SimDINO README, ViT-B/16 with ten small crops, 100 epochs",
     )
     recipe = Recipe(
         optimizer="lars",

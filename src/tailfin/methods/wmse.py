@@ -23,7 +23,7 @@ class WMSE(Method):
         family="redundancy",
         year=2020,
         source="2007.06346",
-        needs=("twice as many samples a sub-batch as features",),
+        needs=("sub-batches of at least twice as many samples as features",),
         idea="Projections are whitened: over a sub-batch their covariance becomes the identity. Whitened views of an "
         "image are then to be alike. Whitened samples cannot all be the same, so that no negatives are needed.",
         equation=r"2 - 2 \cos(W_z (z - \mu_z), W_{z'} (z' - \mu_{z'})), \quad W^\top W = \Sigma^{-1}",
