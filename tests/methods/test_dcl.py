@@ -68,7 +68,7 @@ def test_loss_is_the_formula(views: int, n: int, p: int, temperature: float, sig
 @pytest.mark.parametrize(("sigma", "want"), [(0.0, 1.1044159), (0.5, 1.1074937)])
 def test_values_of_others_code(sigma: float, want: float) -> None:
     # The mean of both directions of DCL and DCLW in raminnakhli/Decoupled-Contrastive-Learning loss/dcl.py, and
-    # of lightly's DCLLoss and DCLWLoss, which agree, on the same waves at temperature .1; run once.
+    # of lightly's DCLLoss and DCLWLoss, whose values agree, on the same waves at temperature .1; run once.
     views = branch(wave(1.3, 2, 6, 8))
     assert float(DCL(sigma=sigma).loss(views, views)) == pytest.approx(want, rel=1e-5)
 

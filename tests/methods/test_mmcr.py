@@ -123,6 +123,14 @@ def test_projector_has_as_many_layers_as_were_published_at_the_size() -> None:
             *[nn.Linear, nn.BatchNorm1d, nn.ReLU] * blocks,
             nn.Linear,
         ]
+        assert projector[-1].bias is None  # rows are not centred: a bias would count
+
+
+def test_without_momentum_every_view_counts_once_in_multi_crop() -> None:
+    views = draw(0, 4, 6, 4)
+    online = branch(views)
+    got = MMCR(out=4, local=0.1).loss(online, online.first(2))
+    assert float(got) == pytest.approx(slow(views, views[:0], 0.1), rel=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"local": -1.0}, {"layers": 1}, {"layers": 4}])

@@ -134,4 +134,5 @@ def test_the_large_recipe_is_for_large_images_and_constructs() -> None:
     large = MoCoV2Plus.recipe_at(224)
     assert large is MoCoV2Plus.large
     assert large.weight_decay < MoCoV2Plus.recipe.weight_decay
-    MoCoV2Plus(large.hidden, large.out, queue_size=4, **large.options)
+    assert large.options == {"queue_size": 65536}
+    MoCoV2Plus(large.hidden, large.out, **large.options)

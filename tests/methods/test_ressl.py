@@ -184,7 +184,8 @@ def test_the_queue_follows_the_images_and_the_large_recipe_large_images() -> Non
     assert ReSSL.recipe_at(32) is ReSSL.recipe
     large = ReSSL.recipe_at(224)
     assert large is ReSSL.large
-    assert ReSSL(large.hidden, large.out, queue_size=4, **large.options).out == 512
+    assert large.options["queue_size"] == 131072
+    assert ReSSL(large.hidden, large.out, **{**large.options, "queue_size": 4}).out == 512
 
 
 @pytest.mark.parametrize("options", [{"queue_size": 0}, {"temperature": 0.0}, {"target_temperature": -1.0}])

@@ -161,9 +161,9 @@ def test_the_head_starts_as_published_and_wider_where_it_is_narrow(hidden: int, 
     weights = [value for name, value in head.named_parameters() if name.endswith("weight")]
     assert len(weights) == 3
     for weight in weights:
-        # Cut at two deviations, a normal distribution keeps .88 of its own.
-        assert float(weight.detach().std()) == pytest.approx(0.88 * deviation, rel=0.05)
-        assert float(weight.abs().max()) <= 2 * deviation + 1e-6
+        assert float(weight.detach().std()) == pytest.approx(deviation, rel=0.05)
+        if weight.numel() > 10_000:  # the authors cut at plus and minus 2, and not at two deviations
+            assert float(weight.abs().max()) > 3 * deviation
 
 
 def test_defaults_and_refusals() -> None:

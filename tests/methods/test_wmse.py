@@ -138,11 +138,35 @@ def test_no_more_samples_than_features_are_whitened_to_equal_distances(count: in
 def test_covariances_of_rank_one_are_factored(width: int) -> None:
     for samples in (draw(0, 32, 1) @ draw(1, 1, width), 1e4 * draw(2, 32, 1).expand(-1, width) + 1e5):
         samples = samples.clone().requires_grad_()
-        white = whiten(samples, 1e-3)
+        white = whiten(samples, 1e-6)
         F.normalize(white, dim=1)[:, 0].sum().backward()
         assert torch.isfinite(white).all()
         assert float(white.detach().norm()) > 1
         assert torch.isfinite(samples.grad).all()
+
+
+def test_shrinking_directions_is_no_way_out_of_whitening() -> None:
+    """The authors' loss, without shrinkage, does not change with the scale of directions; one of 1e-3 fell to 1.3."""
+    views = draw(0, 2, 64, 32)
+    views[:, :, 0] = draw(1, 64)
+    want = float(WMSE(out=32).loss(branch(views), branch(views)))
+    for scale in (0.1, 0.01):
+        small = views.clone()
+        small[:, :, 1:] *= scale
+        assert float(WMSE(out=32).loss(branch(small), branch(small))) == pytest.approx(want, rel=0.01)
+    small[:, :, 1:] *= 0.1
+    large = WMSE(out=32, shrinkage=1e-3).loss(branch(small), branch(small))
+    assert float(large) < 0.7 * want
+
+
+@pytest.mark.parametrize("count", [2, 5, 64, 128])
+def test_a_collapsed_embedding_is_no_minimum(count: int) -> None:
+    """All rows one random row: rounded in float32, their mean leaves equal deviations, which look like agreement."""
+    views = draw(0, 1, 1, 32).expand(2, count, 32).clone().requires_grad_()
+    loss = WMSE(out=32).loss(branch(views), branch(views))
+    assert float(loss.detach()) == pytest.approx(2)
+    loss.backward()
+    assert torch.isfinite(views.grad).all()
 
 
 def test_the_gradient_reaches_both_branches_and_no_state_is_kept() -> None:

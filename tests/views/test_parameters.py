@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from tailfin.errors import UserError
 from tailfin.views.parameters import draw
-from tailfin.views.recipes import ViewRecipe, byol, mocov2, simclr
+from tailfin.views.recipes import ViewRecipe, byol, local, mocov2, simclr
 
 COUNT = 20_000
 FULL = replace(byol(224)[1], blur=0.3, contrast=0.6)
@@ -154,6 +154,7 @@ def test_recipes_are_the_published_ones():
     assert (first.blur_kernel, first.brightness, first.saturation) == (23, 0.4, 0.2)
     assert [v.blur for v in byol(32)] == [0.0, 0.0]
     assert [v.solarise for v in byol(32)] == [0.0, 0.2]
+    assert [local(v, 16).solarise for v in byol(32)] == [0.0, 0.0]
     assert mocov2(224)[0].scale == (0.2, 1.0)
     assert mocov2(32)[0].scale == (0.08, 1.0)
     assert simclr(96)[0].blur_kernel == 9

@@ -37,7 +37,7 @@ class DCL(Method):
         out=128,
         batch_norm=True,
         source="lightly docs/source/getting_started/benchmarks/cifar10_benchmark.py, 0.06 at batch 128; "
-        "head: SimCLR's; decay: ours",
+        "head: SimCLR's, without lightly's last batch norm; decay: ours",
         # The cosine starts at its peak there.
         warmup_epochs=0,
     )
@@ -54,7 +54,7 @@ class DCL(Method):
         out=128,
         batch_norm=True,
         source="lightly benchmarks/imagenet/resnet50/dcl.py, 0.075 times the root of batch 256; "
-        "head: SimCLR's; decay: ours",
+        "head: SimCLR's, without lightly's last batch norm; decay: ours",
     )
 
     def __init__(
@@ -118,6 +118,7 @@ def mises_fisher(cosine: Tensor, sigma: float) -> Tensor:
     """Weights of N positives by their cosines [N], 2 at most and 1 on average, without a gradient (DCLW).
 
     2 - exp(cosine / sigma) / mean over the batch of exp(cosine / sigma), a negative von Mises-Fisher weight: the
-    positive pairs that are the least alike count the most (arXiv 2110.06848). A weight can be below 0.
+    positive pairs that are the least alike count the most (arXiv 2110.06848). A weight can be below 0. Without a
+    gradient as in lightly; the first author's repository lets one through.
     """
     return 2 - len(cosine) * (cosine.detach() / sigma).softmax(dim=0)

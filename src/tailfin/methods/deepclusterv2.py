@@ -66,7 +66,7 @@ class DeepClusterV2(Method):
         out=128,
         batch_norm=True,
         warmup_epochs=11,
-        source="solo-learn scripts/pretrain/cifar/deepclusterv2.yaml; decay: ours",
+        source="solo-learn scripts/pretrain/cifar/deepclusterv2.yaml; views: SimCLR's at half strength; decay: ours",
     )
     large = Recipe(
         optimizer="lars",

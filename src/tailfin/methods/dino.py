@@ -8,14 +8,14 @@ from tailfin.methods._heads import Cosines, affordable, gelu_mlp
 from tailfin.methods.base import WIDE, About, Method, Recipe, check_temperature, crossings, full_precision
 
 LONGEST_WARMUP = 0.3
-"""Share of a run that the teacher's warm-up may take: that of the authors' recipe for 100 epochs."""
+"""Share of a run that the teacher's warm-up may take: 30 of 100 epochs."""
 
 
 class DINO(Method):
     """DINO; its prototypes are the projector's last layer, so momentum on the projector covers them.
 
-    As published but for one thing: the authors hold the last layer still in the first epoch, which a loss cannot
-    do to a layer of the encoder.
+    As published but for what a loss cannot do to a layer of the encoder: the authors hold the last layer still in the
+    first epoch, and clip the gradient of each parameter.
 
     Attributes:
         centre: float32 [out], running mean of the target's projections.
@@ -63,7 +63,8 @@ class DINO(Method):
         out=65536,
         batch_norm=False,
         options={"teacher_temperature": 0.04, "teacher_epochs": 0.0},
-        source="facebookresearch/dino README and main_dino.py, which add eight small crops",
+        source="facebookresearch/dino README and main_dino.py, which add eight small crops, cut crops "
+        "from .14 of the image on, and clip gradients at 3",
     )
     centre: Tensor
 

@@ -1,11 +1,13 @@
 """MMCR: the centres of the images' views fill as many directions as they can (arXiv 2303.03307)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
 from tailfin.methods._heads import three_layers
-from tailfin.methods.base import About, Method, Recipe, crossings, full_precision, unit
+from tailfin.methods.base import About, Method, Recipe, crossings, full_precision, mlp, unit
 
 
 class MMCR(Method):
@@ -72,15 +74,18 @@ class MMCR(Method):
         self.local = local
 
     def projector(self, in_features: int) -> nn.Module:
-        """The published head of two or three layers: [N, in_features] -> [N, out]."""
-        if self.layers == 3:
-            return three_layers(in_features, self.hidden, self.out)
-        return super().projector(in_features)
+        """The published head of two or three layers, the last without bias: [N, in_features] -> [N, out]."""
+        build = three_layers if self.layers == 3 else partial(mlp, batch_norm=True)
+        head = build(in_features, self.hidden, self.out)
+        head[-1] = nn.Linear(self.hidden, self.out, bias=False)
+        return head
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """The loss on all views; one branch of one view has nothing to compare."""
         crossings(online, target)
-        return mmcr_loss(torch.stack(online.projections), torch.stack(target.projections), self.local)
+        views = torch.stack(online.projections)
+        same = target.projections[0] is online.projections[0]
+        return mmcr_loss(views, views[:0] if same else torch.stack(target.projections), self.local)
 
 
 def mmcr_loss(online: Tensor, target: Tensor, local: float) -> Tensor:
@@ -91,12 +96,13 @@ def mmcr_loss(online: Tensor, target: Tensor, local: float) -> Tensor:
 
     Args:
         online: Projections [V, N, P].
-        target: The same of the target branch [W, N, P].
+        target: The same of the target branch [W, N, P]; none (W = 0) where it is the online branch itself.
         local: Weight of the second term, lambda; 0 spares its computation.
     """
     with full_precision(online):
-        views, others = (torch.stack([unit(view) for view in of], dim=1) for of in (online, target))
-        loss = -nuclear_norm(torch.cat((views, others), dim=1).mean(dim=1))
+        views = torch.stack([unit(view) for view in online], dim=1)
+        others = [unit(view)[:, None] for view in target]
+        loss = -nuclear_norm(torch.cat((views, *others), dim=1).mean(dim=1))
         if local > 0:
             loss = loss + local * nuclear_norm(views) / len(views)
         return loss

@@ -68,8 +68,9 @@ class MoCoV2Plus(Method):
         hidden=2048,
         out=256,
         batch_norm=False,
-        source="solo-learn scripts/pretrain/imagenet/mocov2plus.yaml, ResNet-50, 400 epochs; its queue is twice as "
-        "long (65536); crops: arXiv 2003.04297's code",
+        options={"queue_size": 65536},
+        source="solo-learn scripts/pretrain/imagenet/mocov2plus.yaml, ResNet-50, 400 epochs; crops: arXiv "
+        "2003.04297's code",
     )
 
     def __init__(

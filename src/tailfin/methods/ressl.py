@@ -61,8 +61,9 @@ class ReSSL(Method):
         hidden=4096,
         out=512,
         batch_norm=False,
+        options={"queue_size": 131072},
         source="KyleZheng1997/ReSSL ressl.py, network/ressl.py and data/augmentation.py, ResNet-50, 200 epochs at "
-        "batch 256; its queue is twice as long (131072)",
+        "batch 256",
     )
 
     def __init__(

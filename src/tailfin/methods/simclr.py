@@ -52,7 +52,7 @@ class SimCLR(Method):
         batch_norm=True,
         options={"temperature": 0.1},
         source="google-research/simclr run.py, lars_optimizer.py and README, ResNet-50 at batch 4096; head of two "
-        "layers: arXiv 2002.05709; decay: ours",
+        "layers, without the last batch norm of the code: arXiv 2002.05709; decay: ours",
     )
 
     def __init__(

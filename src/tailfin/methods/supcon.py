@@ -23,7 +23,7 @@ class SupCon(Method):
         r"{\sum_{a \neq i} \exp(z_i \cdot z_a / \tau)}",
         needs=("labels",),
         expected={"CIFAR-10": 93.82, "CIFAR-100": 70.38},
-        expected_source="solo-learn, ResNet-18, 1000 epochs",
+        expected_source="solo-learn, ResNet-18, 1000 epochs, with its positives inside the logarithm",
     )
     recipe = Recipe(
         optimizer="sgd",

@@ -61,7 +61,7 @@ class SwAV(Method):
         out=128,
         batch_norm=True,
         source="solo-learn scripts/pretrain/cifar/swav.yaml, but prototypes frozen for one epoch, as in "
-        "arXiv 2006.09882, not two; decay: ours",
+        "arXiv 2006.09882, not two; views: SimCLR's at half strength; decay: ours",
     )
     large = Recipe(
         optimizer="lars",
@@ -77,7 +77,8 @@ class SwAV(Method):
         batch_norm=True,
         warmup_epochs=0,
         options={"queue_epochs": 15.0},
-        source="facebookresearch/swav scripts/swav_200ep_bs256_pretrain.sh, which adds six small crops; decay: ours",
+        source="facebookresearch/swav scripts/swav_200ep_bs256_pretrain.sh, which adds six small crops and cuts "
+        "crops from .14 of the image on; decay: ours",
     )
 
     def __init__(

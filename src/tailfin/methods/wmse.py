@@ -57,7 +57,7 @@ class WMSE(Method):
         batch_norm=True,
         warmup_epochs=2,
         source="htdt/self-supervised README.md and cfg.py (ImageNet-100, ResNet-18, two views; there 2e-3 at batch "
-        "512 and 500 steps of warm-up), with adamw for adam; schedule and decay: ours",
+        "512 and 500 steps of warm-up), with adamw for adam; schedule, blur and decay: ours",
         options={"sub_batch": 256},
     )
 
@@ -67,7 +67,7 @@ class WMSE(Method):
         out: int | None = None,
         *,
         sub_batch: int = 128,
-        shrinkage: float = 1e-3,
+        shrinkage: float = 1e-6,
     ) -> None:
         """`sub_batch` samples are whitened at once; `shrinkage` is the share of the identity in their covariance.
 
@@ -106,23 +106,27 @@ def whiten(samples: Tensor, shrinkage: float) -> Tensor:
 
     Features are first scaled by one number to a mean variance of 1, of which `shrinkage` then is a share. The
     published method has no shrinkage and fails where the covariance is singular, as with no more samples than
-    features.
+    features. A large one is a way out of whitening: directions whose variance falls below it are whitened no more,
+    and with 1e-3 an encoder learnt to put all samples on one line (24 epochs of CIFAR-10: the loss went from 1.8 to
+    .16, the effective rank from 24 to 1.03 and the validation kNN from 34 to 26 %).
 
     Args:
-        samples: float32 [N, P]; N is 2 or more.
+        samples: [N, P]; N is 2 or more.
         shrinkage: Weight of the identity in the covariance.
 
     Returns:
         float32 [N, P] with mean 0 and, as far as the shrinkage allows, the identity for covariance.
     """
     count, width = samples.shape
-    deviations = samples - samples.mean(dim=0)
+    # In float32 a shrinkage of 1e-6 is lost in the rounding of a covariance of rank 1, and its factor fails.
+    wide = samples.double()
+    deviations = wide - wide.mean(dim=0)
     variance = deviations.square().sum() / ((count - 1) * width)
     deviations = deviations * (variance + 1e-10).rsqrt()
     covariance = deviations.T @ deviations / (count - 1)
     covariance = (1 - shrinkage) * covariance + shrinkage * torch.eye(width, device=samples.device)
-    # No eigenvalue is below the shrinkage: at 1e-3 covariances of rank 1 were factored up to 2048 features. So the
+    # No eigenvalue is below the shrinkage: at 1e-8 covariances of rank 1 were factored up to 2048 features. So the
     # check, for which a GPU would have to be waited for, is left out.
     factor: Tensor = torch.linalg.cholesky_ex(covariance)[0]
     white: Tensor = torch.linalg.solve_triangular(factor, deviations.T, upper=False)
-    return white.T
+    return white.T.float()

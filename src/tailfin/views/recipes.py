@@ -1,8 +1,9 @@
 """The distribution that one view's augmentation is drawn from, and the published pairs of views."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-from tailfin.errors import UserError
+from tailfin.errors import UserError, unknown
 
 LARGEST_SMALL_IMAGE = 64
 """Up to this side, in pixels, the CIFAR variant of a recipe is used: no Gaussian blur."""
@@ -113,9 +114,34 @@ def ressl(size: int) -> tuple[ViewRecipe, ViewRecipe]:
     return strong, ViewRecipe(scale=strong.scale)
 
 
+PUBLISHED: dict[str, Callable[[int], tuple[ViewRecipe, ...]]] = {
+    "simclr": simclr,
+    "byol": byol,
+    "mocov2": mocov2,
+    "ressl": ressl,
+}
+"""What a method's recipe can name."""
+
+
+def named(name: str, size: int, where: str = "") -> tuple[ViewRecipe, ...]:
+    """The views that a method's recipe names, for images of `size` pixels.
+
+    Args:
+        name: One of `PUBLISHED`.
+        size: Side of the views.
+        where: What names them, for the message.
+
+    Raises:
+        UserError: There are no such views.
+    """
+    if name not in PUBLISHED:
+        raise unknown("views", str(name), PUBLISHED, where=where)
+    return PUBLISHED[name](size)
+
+
 def local(view: ViewRecipe, size: int) -> ViewRecipe:
-    """`view` as a small crop of `size` pixels: 5 to 40 % of the image (DINO's, arXiv 2104.14294, appendix C)."""
-    small = replace(view, scale=(0.05, 0.4), blur=0.0)
+    """`view` as a small crop of `size` pixels: 5 to 40 % of the image, never solarised (DINO's, arXiv 2104.14294)."""
+    small = replace(view, scale=(0.05, 0.4), blur=0.0, solarise=0.0)
     return _blurred(small, size, 0.5) if view.blur else small
 
 
