@@ -1,6 +1,7 @@
 """All4One's terms against their formulas, and the whole against the authors' code."""
 
 import math
+from inspect import signature
 
 import pytest
 import torch
@@ -30,10 +31,9 @@ def branch(views: Tensor) -> Branch:
 
 
 def make(**options: float) -> All4One:
+    """Heads as they start: with waves as weights all centroids are the same, and their term is log N throughout."""
+    torch.manual_seed(0)
     method = All4One(hidden=8, out=8, queue_size=12, **options)  # type: ignore[arg-type]
-    for module in (method.predictor, method.centroid_predictor, method.attention):
-        for k, parameter in enumerate(module.parameters()):
-            parameter.data = wave(0.3 + 0.1 * k, *parameter.shape)
     for part in method.attention.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -72,9 +72,51 @@ def test_redundancy_of_independent_features_that_agree_is_nothing_and_its_gradie
 
 
 def test_value_of_the_authors_code() -> None:
-    # Their All4One.training_step, in solo-learn, on the same waves with a queue of 12 and no dropout, run once.
+    # All4One.training_step of solo-learn at 9187ea3 (solo/methods/all4one.py, losses/nnclr.py and
+    # utils/positional_encodings.py as they are, the rest of the package stubbed), run once with torch 2.14.1 on the
+    # same waves: its projector the identity, its heads loaded from `make`, no dropout, its queue the 12 rows. Its
+    # terms, before their weights: neighbours 2.0416312, centroids 3.8209083 and features 5.7917328.
     got = make().loss(branch(wave(1.3, 2, 6, 8)), branch(wave(0.7, 2, 6, 8)))
-    assert float(got.detach()) == pytest.approx(4.6764917, abs=2e-5)
+    assert float(got.detach()) == pytest.approx(5.8271360, abs=2e-5)
+
+
+def test_centroids_differ() -> None:
+    online, target = branch(wave(1.3, 2, 6, 8)), branch(wave(0.7, 2, 6, 8))
+    both, plain = (float(make(feature=0, centroid=c).loss(online, target).detach()) for c in (1, 0))
+    # log 6 would be the term of centroids that are all the same.
+    assert abs(both - plain - math.log(6)) > 1e-2
+    assert both - plain == pytest.approx(3.8209083, abs=2e-5)
+
+
+def test_the_transformer_is_the_published_one() -> None:
+    # Three layers and dropout .1 (solo/methods/all4one.py), eight heads, twice as wide within.
+    attention = All4One(hidden=8, out=16, queue_size=12).attention
+    assert isinstance(attention, nn.TransformerEncoder)
+    assert len(attention.layers) == attention.num_layers == 3
+    for layer in attention.layers:
+        assert layer.self_attn.num_heads == 8
+        assert (layer.linear1.in_features, layer.linear1.out_features) == (16, 32)
+        rates = [layer.self_attn.dropout, layer.dropout.p, layer.dropout1.p, layer.dropout2.p]
+        assert rates == [0.1, 0.1, 0.1, 0.1]
+        assert not layer.norm_first
+
+
+def test_the_constructors_defaults_are_the_published_ones() -> None:
+    # solo-learn scripts/pretrain/cifar/all4one.yaml; the centroids' temperature is nnclr_loss_func's own. There the
+    # feature term is .5 * 10 * (half of each root), here 5 * their mean.
+    defaults = {name: p.default for name, p in signature(All4One).parameters.items()}
+    want = {
+        "temperature": 0.2,
+        "centroid_temperature": 0.1,
+        "centroid": 0.5,
+        "feature": 5.0,
+        "queue_size": 98304,
+    }
+    assert defaults == {"hidden": None, "out": None, **want}
+    method = All4One(hidden=8, out=8)
+    kept = {name: getattr(method, name) for name in want if name != "queue_size"}
+    assert {**kept, "queue_size": method.support.size} == want
+    assert method.neighbours == 5
 
 
 def test_terms_add_up() -> None:
@@ -115,7 +157,12 @@ def test_each_place_has_a_wave_of_its_own() -> None:
 def test_both_predictors_and_the_transformer_learn() -> None:
     method = make()
     method.loss(branch(draw(0, 2, 6, 8)), branch(draw(1, 2, 6, 8))).backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.parameters())
+    # The next layer's batch norm takes the first bias of a predictor off again.
+    idle = {"predictor.0.bias", "centroid_predictor.0.bias"}
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert name in idle or parameter.grad.abs().max() > 1e-4, name
     assert All4One.defaults(512, 50_000).items() >= {"hidden": 2048, "out": 256}.items()
 
 
