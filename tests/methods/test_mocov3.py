@@ -95,7 +95,7 @@ def test_at_high_temperatures_the_gradient_keeps_its_size() -> None:
 
 
 def test_no_negative_means_no_loss_and_equal_keys_mean_chance() -> None:
-    assert float(batch_nce(draw(0, 1, 4), draw(1, 1, 4), 0.2)) == 0
+    assert float(batch_nce(draw(0, 1, 4), draw(1, 1, 4), 0.2)) == pytest.approx(0, abs=1e-6)
     same = batch_nce(draw(0, 6, 4), draw(1, 1, 4).expand(6, 4), 0.2)
     assert float(same) == pytest.approx(0.4 * math.log(6), rel=1e-5)
 
@@ -120,6 +120,10 @@ def test_the_projector_ends_normalised_and_no_layer_of_a_head_has_a_bias() -> No
     out = projector(5 + 3 * draw(0, 64, 7))
     assert torch.allclose(out.mean(dim=0), torch.zeros(4), atol=1e-5)
     assert torch.allclose(out.var(dim=0, unbiased=False), torch.ones(4), atol=1e-2)
+    two_layers = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert [type(layer) for layer in projector] == [*two_layers, nn.BatchNorm1d]
+    # The authors' code for a ResNet leaves the predictor's last norm out (moco/builder.py, `last_bn` False).
+    assert [type(layer) for layer in method.predictor] == two_layers
     linears = [m for head in (projector, method.predictor) for m in head if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in linears] == [(7, 8), (8, 4), (4, 8), (8, 4)]
     assert all(m.bias is None for m in linears)

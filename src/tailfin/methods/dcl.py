@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tailfin.branch import Branch
+from tailfin.methods._contrast import log_partition
 from tailfin.methods.base import About, Method, Recipe, check_temperature, crossings, full_precision, unit
 
 
@@ -104,13 +105,13 @@ def decoupled(online: Branch, target: Branch, temperature: float, sigma: float =
             raise ValueError(
                 "1 image in the batch; DCL needs 2 or more, for without a negative its loss has no end"
             )
-        itself = torch.eye(len(keys[0]), dtype=torch.bool, device=keys[0].device).repeat(1, len(keys))
+        own = torch.arange(len(keys[0]) * len(keys), device=keys[0].device).view(len(keys), -1).T
         for i, j in crossings(online, target):
             anchors = unit(online.projections[i])
             positive = (anchors * keys[j]).sum(dim=1)
             weights = mises_fisher(positive, sigma) if sigma > 0 else 1.0
-            negatives = (anchors @ torch.cat(keys).T / temperature).masked_fill(itself, -torch.inf)
-            losses.append((negatives.logsumexp(dim=1) - weights * positive / temperature).mean())
+            negatives = log_partition(anchors, torch.cat(keys), temperature, own)
+            losses.append((negatives - weights * positive / temperature).mean())
     return torch.stack(losses).mean()
 
 

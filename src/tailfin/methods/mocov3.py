@@ -1,10 +1,10 @@
 """MoCo v3: each view's prediction finds the target's other view among those of the batch (arXiv 2104.02057)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
+from tailfin.methods._contrast import log_partition
 from tailfin.methods.base import (
     About,
     Method,
@@ -112,6 +112,6 @@ def batch_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
         temperature: Divides the cosines.
     """
     with full_precision(query):
-        logits = unit(query) @ unit(key).T / temperature
-        own = torch.arange(len(logits), device=logits.device)
-        return 2 * temperature * F.cross_entropy(logits, own)
+        query, key = unit(query), unit(key)
+        positive = (query * key).sum(dim=1) / temperature
+        return 2 * temperature * (log_partition(query, key, temperature) - positive).mean()

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tailfin.branch import Branch
+from tailfin.methods._contrast import log_partition
 from tailfin.methods._heads import normalised_mlp
 from tailfin.methods._support import NeighbourMethod
 from tailfin.methods.base import (
@@ -100,5 +100,6 @@ def neighbour_nce(neighbour: Tensor, prediction: Tensor, temperature: float) -> 
         temperature: Divides the cosines.
     """
     with full_precision(prediction):
-        logits = unit(neighbour) @ unit(prediction).T / temperature
-        return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        anchors, keys = unit(neighbour), unit(prediction)
+        positive = (anchors * keys).sum(dim=1) / temperature
+        return (log_partition(anchors, keys, temperature) - positive).mean()

@@ -1,10 +1,10 @@
 """SimCLR: each view finds its other view among everything in the batch (arXiv 2002.05709)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.branch import Branch
+from tailfin.methods._contrast import log_partition
 from tailfin.methods.base import About, Method, Recipe, check_temperature, crossings, full_precision, unit
 
 
@@ -87,12 +87,12 @@ def nt_xent(online: Branch, target: Branch, temperature: float) -> Tensor:
     with full_precision(online.projections[0]):
         keys = [unit(projection) for projection in target.projections]
         count = len(keys[0])
-        itself = torch.eye(count, dtype=torch.bool, device=keys[0].device)
-        own = torch.arange(count, device=keys[0].device)
+        # Places of each sample's own keys in every view.
+        own = torch.arange(count * len(keys), device=keys[0].device).view(len(keys), count).T
         for i, j in crossings(online, target):
-            logits = unit(online.projections[i]) @ torch.cat(keys).T / temperature
+            anchors = unit(online.projections[i])
+            positive = (anchors * keys[j]).sum(dim=1) / temperature
             # Of the targets of sample i itself only the positive's view competes.
-            others = [itself if view != j else torch.zeros_like(itself) for view in range(len(keys))]
-            logits = logits.masked_fill(torch.cat(others, dim=1), -torch.inf)
-            losses.append(F.cross_entropy(logits, own + j * count))
+            absent = torch.cat((own[:, :j], own[:, j + 1 :]), dim=1)
+            losses.append((log_partition(anchors, torch.cat(keys), temperature, absent) - positive).mean())
     return torch.stack(losses).mean()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.branch import Branch
+from tailfin.methods._contrast import log_partition
 from tailfin.methods.base import About, Method, Recipe, check_temperature, full_precision, pairs, unit
 
 LARGEST_LOG_RATIO = 80.0
@@ -90,13 +91,12 @@ def dual_temperature(query: Tensor, key: Tensor, within: float, between: float) 
         query, key = unit(query), unit(key)
         if len(query) < 2:
             raise ValueError("1 image in the batch; SimCo needs 2 or more, for its negatives are the others")
-        cosine = query @ key.T
-        itself = torch.eye(len(query), dtype=torch.bool, device=query.device)
+        positive = (query * key).sum(dim=1)
+        own = torch.arange(len(query), device=query.device)[:, None]
         # The margin is the log-odds against the positive: -log p = softplus(margin), 1 - p = sigmoid(margin). An
         # explicit 1 - p would be 0 from a margin of -17 on, and the ratio infinite.
         margins = [
-            (cosine / temperature).masked_fill(itself, -torch.inf).logsumexp(dim=1)
-            - cosine.diagonal() / temperature
+            log_partition(query, key, temperature, own) - positive / temperature
             for temperature in (within, between)
         ]
         inner, outer = (F.logsigmoid(margin.detach()) for margin in margins)
