@@ -1,6 +1,7 @@
 """Each loss against its paper's formula, written out slowly in float64."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tailfin.branch import Branch
+from tailfin.methods.base import unit
 from tailfin.methods.byol import BYOL, cosine_regression
 from tailfin.methods.mocov2plus import MoCoV2Plus, info_nce
 from tailfin.methods.simclr import SimCLR, nt_xent
+from tailfin.methods.simsiam import negative_cosine
 
 sizes = st.integers(2, 7)
 widths = st.integers(2, 9)
@@ -178,6 +181,26 @@ def test_finite_loss_and_gradient(name: str, kind: str, dtype: torch.dtype) -> N
     assert z.grad.isfinite().all()
     if kind == "two samples":
         assert z.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "slope"),
+    [
+        (lambda rows, other: (unit(rows) * unit(other)).sum() / len(rows), 1),
+        (cosine_regression, 2),
+        (negative_cosine, 1),
+    ],
+    ids=["unit", "cosine_regression", "negative_cosine"],
+)
+def test_the_gradient_at_a_dead_row_is_bounded(loss: Callable[[Tensor, Tensor], Tensor], slope: int) -> None:
+    # `slope` is the loss's own, along the cosine. A floor of 1e-12, torch's for normalize, gives 1e12 times that.
+    rows, other = draw(0, 4, 8), draw(1, 4, 8)
+    rows[1] = 0
+    rows.requires_grad_()
+    loss(rows, other).backward()
+    assert rows.grad is not None
+    size = float(rows.grad[1].norm()) * len(rows) / slope
+    assert 0 < size <= 1.0001e6
 
 
 @losses
