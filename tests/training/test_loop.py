@@ -13,10 +13,11 @@ from tailfin import methods
 from tailfin.data.types import Dataset
 from tailfin.errors import UserError
 from tailfin.training import checkpoint
+from tailfin.training import loop as looping
 from tailfin.training.config import Config
 from tailfin.training.folder import RunFolder
 from tailfin.training.judging import Judge
-from tailfin.training.loop import Diverged, Loop, Stopped
+from tailfin.training.loop import Diverged, Loop, Stopped, _not_finite
 from tailfin.training.setup import prepare, resolved
 
 Make = Callable[..., Config]
@@ -195,6 +196,48 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(
     ):
         loop.run(Silent())
     assert checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 2
+
+
+def test_tensors_that_are_not_finite_are_named_in_order_by_one_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tensors = {
+        "whole": torch.ones(3),
+        "infinite": torch.tensor([1.0, -torch.inf]),
+        "count": torch.tensor(7),
+        "empty": torch.empty(0),
+        "flags": torch.ones(2, dtype=torch.bool),
+        "unknown": torch.full((2, 2), torch.nan, dtype=torch.bfloat16),
+    }
+    asked: list[torch.Size] = []
+    answer = torch.Tensor.tolist
+
+    def counted(flags: torch.Tensor) -> object:
+        asked.append(flags.shape)
+        return answer(flags)
+
+    def waits(_: torch.Tensor) -> bool:
+        raise AssertionError("one tensor's flag is asked for by itself")
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    monkeypatch.setattr(torch.Tensor, "__bool__", waits)
+    assert _not_finite(tensors) == ["infinite", "unknown"]
+    assert asked == [torch.Size([6])]
+    assert _not_finite({}) == []
+
+
+def test_a_short_epoch_brings_no_checkpoint(
+    settings: Make, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(Loop, "_save", lambda loop: saved.append(loop.state.step))
+    loop = Loop(prepare(settings(epochs=3), data), RunFolder(tmp_path), None)
+    loop.run(Silent())
+    assert saved == [loop.setup.total_steps]
+    monkeypatch.setattr(looping, "EPOCH_SECONDS", 0.0)
+    saved.clear()
+    Loop(prepare(settings(epochs=3), data), RunFolder(tmp_path), None).run(Silent())
+    assert saved == [5, 10, 15]
 
 
 def test_a_part_that_no_monitor_hears_stops_no_checkpoint(
