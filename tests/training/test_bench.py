@@ -84,6 +84,31 @@ def test_it_measures_every_phase_and_placement_and_leaves_no_hooks(data: Dataset
     assert found.larger[0] == 32
 
 
+def test_a_gpu_is_waited_for_after_some_steps_and_not_after_each(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, did = prepare(TINY, data), list[str]()
+    now = [0.0]
+
+    def step(_: Batch, number: int) -> None:
+        did.append(str(number))
+        now[0] += 1.0
+
+    def wait(_: torch.device) -> None:
+        did.append("wait")
+        now[0] += 2.0  # what is under way when the host has launched all
+
+    monkeypatch.setattr(benching, "Step", lambda _: step)
+    monkeypatch.setattr(benching, "_wait", wait)
+    monkeypatch.setattr(benching.time, "perf_counter", lambda: now[0])
+    monkeypatch.setitem(benching.WINDOW, "cpu", 4)
+    times = benching._in_turn({"this": setup}, 0.0)["this"]
+    turn = ["wait", "0", "1", "2", "3", "wait"]
+    assert did[: len(turn)] == turn
+    assert did[-2:] == [str(4 * (benching.WARM_UP + benching.FEWEST) - 1), "wait"]
+    assert times == [(4 * 1.0 + 2.0) / 4] * benching.FEWEST
+
+
 def test_a_batch_that_does_not_fit_in_memory_is_not_advised(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 import math
 import sys
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,40 @@ def test_the_fastest_is_chosen_by_time_and_the_lower_precision_has_to_earn_it(
     assert choose({**tight, ("bf16", "channels_last"): math.inf}) == ("bf16", "contiguous")
     with pytest.raises(torch.OutOfMemoryError, match="fits"):
         choose({**tight, ("bf16", "contiguous"): math.inf, ("bf16", "channels_last"): math.inf})
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_a_gpu_is_left_as_if_nothing_had_been_tried(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    tried: list[weakref.ref[nn.Module]] = []
+    did: list[str] = []
+
+    def place(_: Execution, module: nn.Module) -> nn.Module:
+        tried.append(weakref.ref(module))
+        return module
+
+    def freed(*_: object) -> None:
+        assert [model() for model in tried] == [None] * 4
+        did.append("freed")
+
+    monkeypatch.setattr(Execution, "place", place)
+    monkeypatch.setattr(device, "_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", freed)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: did.append("reset"))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    chosen = fastest(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), torch.device(kind))
+    assert (chosen.precision, chosen.memory_format) == ("fp32", "channels_last")
+    assert len(tried) == 4
+    assert did == (["freed", "reset"] if kind == "cuda" else [])
+
+
+def test_kernels_are_searched_for_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    model, example = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    fixed: dict[str, Any] = {"precision": "fp32", "memory_format": "contiguous"}
+    fastest(model, example, torch.device("cpu"), **fixed)
+    assert not torch.backends.cudnn.benchmark
+    fastest(model, example, torch.device("cuda"), **fixed)  # all is given: nothing runs
+    assert torch.backends.cudnn.benchmark
 
 
 def test_a_candidate_that_does_not_fit_in_memory_is_left_out() -> None:

@@ -30,6 +30,9 @@ LOADER_BOUND, VIEWS_BOUND = 0.1, 0.25
 FASTER = 1.1
 """A larger batch has to be so much faster an image to be advised: it changes the training."""
 LARGER = 4
+WINDOW = {"cpu": 1, "cuda": 5}
+"""Steps between two waits for the device where steps are compared: a GPU that is waited for after each one stands
+idle while the host launches the first kernels of the next, which in a run happens while it works."""
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 
 
@@ -233,7 +236,10 @@ def _batches(setup: Setup, feed: Feed) -> Iterator[Batch]:
 
 
 def _in_turn(setups: Mapping[str, Setup], seconds: float) -> dict[str, list[float]]:
-    """Seconds of a step of each, in turn: what slows the machine for a while slows all of them alike."""
+    """Seconds of a step of each, in turn: what slows the machine for a while slows all of them alike.
+
+    Each turn is the mean of a window of steps, see `WINDOW`.
+    """
     steps = {name: Step(setup) for name, setup in setups.items()}
     # One feed for all: each keeps the images on a GPU where they fit.
     feed = next(iter(setups.values())).feed()
@@ -245,12 +251,14 @@ def _in_turn(setups: Mapping[str, Setup], seconds: float) -> dict[str, list[floa
             end = time.perf_counter() + seconds
         for name, setup in setups.items():
             device = setup.execution.device
+            window = WINDOW[device.type]
             _wait(device)
             start = time.perf_counter()
-            steps[name](next(batches[name]), turn)
+            for number in range(turn * window, (turn + 1) * window):
+                steps[name](next(batches[name]), number)
             _wait(device)
             if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start) / window)
         if end is not None and turn + 1 >= WARM_UP + FEWEST and time.perf_counter() > end:
             break
     return times

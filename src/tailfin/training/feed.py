@@ -82,6 +82,9 @@ class Feed:
             start = time.perf_counter()
             images, index, aspect = next(fetched)
             waited = time.perf_counter() - start
+            # The host does not wait for this copy, but the device does: it is on the stream that computes, behind the
+            # step before. A stream of its own would hide it and needs care with the memory's life (record_stream); no
+            # figure has shown yet that it would gain, and images that fit on a GPU are kept there.
             yield Batch(images.to(self.device, non_blocking=True), index, aspect, waited)
 
     def _ahead(self, steps: range) -> Iterator[Fetched]:
