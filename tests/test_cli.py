@@ -19,11 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import tailfin as package
-from tailfin import backbones, cli
+from tailfin import backbones, cli, commands
 from tailfin.backbones import narrow_resnet
 from tailfin.errors import UserError
 from tailfin.momentum import MomentumEncoder, split
 from tailfin.training import checkpoint
+from tailfin.training.config import Config
 from tailfin.training.folder import RunFolder
 from tailfin.training.loop import Loop
 
@@ -192,7 +193,10 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["pretrain", "--method", "SimCLR"], "did you mean 'simclr'"),
         (["pretrain", "--momentum", "projektor"], "did you mean 'projector'"),
         (["pretrain", "--backbone", "resnet19"], "unknown backbone 'resnet19' in --backbone; nearest"),
-        (["pretrain", "--backbone", "eva02_tiny_patch14_224"], "cannot split a Eva without a mapping"),
+        (
+            ["pretrain", "--backbone", "eva02_tiny_patch14_224"],
+            r"how to split a Eva; it knows narrow ResNet, .*ViT \(tailfin list .*tailfin\.split\(model, ",
+        ),
         (["pretrain", "--data", "PHOTOS-"], r"no such path .*photos-' in --data.*did you mean .*photos'"),
         (["pretrain", "--data", "cifar11"], "did you mean 'cifar10'"),
         (
@@ -205,8 +209,29 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         ),
         (["pretrain", "--decay", "1.5"], r"--decay is 1\.5; it must lie in \[0, 1\]"),
         (["pretrain", "--epochz", "3"], "Unrecognized options: --epochz, 3; did you mean --epochs"),
-        (["pretrain", "--epochs", "many"], "--epochs: invalid literal for int"),
-        (["pretrain", "--buffers", "emma"], "invalid choice 'emma' for argument '--buffers'.*'ema'"),
+        (["pretrain", "--epochs", "many"], "--epochs is 'many'; it must be a whole number"),
+        (["pretrain", "--batch_size=1.5"], "--batch-size is '1.5'; it must be a whole number"),
+        (["pretrain", "--lr", "high"], "--lr is 'high'; it must be a number"),
+        (["pretrain", "--lr", "None"], "--lr is 'None'; it must be a number"),
+        (["pretrain", "--lr"], "--lr needs a value"),
+        (["pretrain", "--lr", "--epochs", "3"], "--lr needs a value"),
+        (
+            ["pretrain", "--optimizer", "adam"],
+            "unknown value 'adam' in --optimizer; allowed: sgd, lars, adamw; did you mean 'adamw'",
+        ),
+        (["list", "backbone"], "unknown value 'backbone'; allowed: all, .*did you mean 'backbones'"),
+        (["pretrain", "photos/"], r"unexpected 'photos/'; did you mean --data photos/\?"),
+        (["bench", "a/" * 60], "did you mean --data " + "a/" * 60),
+        (["report", "a", "b"], "unexpected 'b'$"),
+        (["pretrain", "--through", "yes"], "--through takes no value; leave out 'yes'"),
+        (["pretrain", "--method", "./mine.py"], r"name the class too: \./mine\.py:CLASS"),
+        (["advise", "--out", "x"], "advise keeps nothing; leave out --out x"),
+        (["bench", "--out", "x"], "bench keeps nothing; leave out --out x"),
+        (["bench", "--momentum", "auto"], "leave out --momentum, or name one"),
+        (["advise", "--resume", "x"], "Unrecognized options: --resume, x"),
+        (["bench", "--config", "none.toml"], "cannot read settings none.toml"),
+        (["advise", "--config", ""], "--config is empty"),
+        (["pretrain", "--buffers", "emma"], "unknown value 'emma' in --buffers; .*did you mean 'ema'"),
         (["pretrain", "--device", "gpu"], "unknown --device 'gpu'"),
         (["pretrain", "--out", "/proc/run"], "cannot make the run folder /proc/run"),
         (["pretrain", "--config", "none.toml"], "cannot read settings none.toml"),
@@ -221,9 +246,9 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["evaluate", "nowhere"], "no run at nowhere"),
         (["report", "nowhere"], "no run at nowhere"),
         (["list", "placements", "--backbone", "resnet19"], "unknown backbone 'resnet19'"),
-        (["list", "placements", "--backbone", "mobilenetv3_small_050"], "without a mapping"),
+        (["list", "placements", "--backbone", "mobilenetv3_small_050"], "how to split a MobileNetV3"),
         (["list", "placements", "--image-size", "0"], "--image-size is 0"),
-        (["pretrain", "--backbone", "legacy_seresnet18"], "cannot split a SENet without a mapping"),
+        (["pretrain", "--backbone", "legacy_seresnet18"], "how to split a SENet"),
         (["pretrain", "--momentum", "all", "--through"], "--through needs parts before"),
         (["pretrain", "--resume", ""], "--resume is empty"),
         (["pretrain", "--workers", "-1"], "--workers is -1"),
@@ -300,6 +325,55 @@ def test_help_explains_by_examples(tailfin: Run, words: list[str]) -> None:
     assert "tailfin " in said
 
 
+@pytest.mark.parametrize("command", ["pretrain", "advise", "bench", "evaluate", "study"])
+def test_help_says_what_is_chosen_and_not_none(tailfin: Run, command: str) -> None:
+    _, said, _ = tailfin(command, "--help")
+    assert "None" not in said.replace("None is chosen", "")
+    assert "Open" not in said
+    assert "(default: )" not in re.sub(r"--(data|reuse) \[STR.*?\(default: \)", "", said, flags=re.DOTALL)
+    if command not in ("evaluate", "study"):
+        assert "--lr FLOAT " in said
+        assert "--optimizer {sgd,lars,adamw}" in said
+        assert "Default: as published" in said
+
+
+@pytest.mark.parametrize("command", ["advise", "bench"])
+def test_settings_come_from_a_file_too(
+    tailfin: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "c.toml").write_text('momentum = "projector"\nepochs = 3\nseed = 4\nout = "runs/x"\n')
+    asked: list[Config] = []
+    monkeypatch.setattr(commands, f"{command}_only", lambda config: asked.append(config) or 0)
+    assert tailfin(command, "--config", tmp_path / "c.toml", "--seed", "5")[0] == 0
+    # A finished run's file names the placement that it had; advice is about another.
+    momentum = "published" if command == "advise" else "projector"
+    assert asked == [Config(momentum=momentum, epochs=3, seed=5)]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--momentum", "none", "--decay", "0.9"], "            --decay: without effect, for no part has"),
+        (["--momentum", "stopgrad", "--buffers=ema", "--decay_end", "1"], "--decay-end, --buffers: without"),
+        (["--decay", "0.9"], "--decay: without effect"),  # SimCLR was published without momentum
+        (["--momentum", "projector", "--decay", "0.9"], None),
+        ([], None),
+    ],
+)
+def test_what_only_momentum_heeds_is_told_where_there_is_none(
+    tailfin: Run, photos: Path, tmp_path: Path, words: list[str], line: str | None
+) -> None:
+    options = [*TINY, "--judge", "nothing", "--data", str(photos), "--out", str(tmp_path / "r")]
+    options[options.index("3")] = "1"
+    code, said, _ = tailfin("pretrain", *options, *words)
+    assert code == 0
+    assert "1 epoch, 5 steps" in said
+    if line is None:
+        assert "without effect" not in said
+    else:
+        assert line in said
+
+
 def test_list_names_methods_and_what_placements_cost(tailfin: Run) -> None:
     code, said, _ = tailfin("list")
     assert code == 0
@@ -316,8 +390,9 @@ def test_a_line_a_method_fits_a_usual_terminal(tailfin: Run, monkeypatch: pytest
 
 
 def test_help_does_not_import_torch() -> None:
-    found = "import sys, tailfin.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", found], check=False).returncode == 0
+    for words in ("[]", "['pretrain', '--help']", "['study', '--help']"):
+        found = f"import sys, tailfin.cli\ntry: tailfin.cli.main({words})\nfinally: sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", found], check=False).returncode == 0
 
 
 def start(words: list[str], out: Path) -> subprocess.Popen[str]:

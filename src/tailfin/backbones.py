@@ -14,6 +14,17 @@ from tailfin.errors import UserError
 from tailfin.momentum.parts import Parts, split
 
 NARROW = "resnet10w16"
+FAMILIES = (
+    ("narrow ResNet, any width", "resnet10w16, resnet10w32", "stem, layer1 ... layer4"),
+    ("timm ResNet", "resnet18, resnet50, resnet26d", "stem, layer1 ... layer4"),
+    ("timm ConvNeXt", "convnext_atto, convnextv2_nano", "stem, stages.0 ... stages.3"),
+    ("timm RegNet", "regnety_002, regnetx_008", "stem, s1 ... s4"),
+    ("timm EfficientNet", "efficientnet_b0, mobilenetv2_050", "stem, blocks.0 ... blocks.6, head"),
+    ("timm ViT", "vit_tiny_patch16_224, vit_small_patch16_224", "embed, blocks in four groups, norm"),
+    ("torchvision ResNet", "torchvision:resnet18", "stem, layer1 ... layer4"),
+    ("torchvision ViT", "torchvision:vit_b_16", "embed, blocks in four groups, norm"),
+)
+"""What can be named: family, examples, parts before the projector."""
 SMALL_SIDE = 64
 """Up to this side (pixels) ResNets get the small-image stem."""
 
@@ -91,8 +102,13 @@ def create_parts(name: str, *, image_size: int, channels: int = 3) -> Parts:
     model = create(name, image_size=image_size, channels=channels)
     try:
         return split(model)
-    except ValueError as error:
-        raise UserError(f"--backbone {name}: {error}") from None
+    except ValueError:
+        # The command line takes no mapping, which is what `split` asks for.
+        families = ", ".join(family.partition(",")[0] for family, *_ in FAMILIES)
+        raise UserError(
+            f"--backbone {name}: tailfin does not know how to split a {type(model).__name__}; it knows {families} "
+            "(tailfin list backbones). In a loop of your own, tailfin.split(model, {...}) takes the parts"
+        ) from None
 
 
 @lru_cache

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,12 +32,13 @@ MOST_NAMED = 20
 """Unreadable images that are named on the screen; the list in the run folder holds them all."""
 
 
-def pretrain(config: Config, resumed: Config | None) -> int:
+def pretrain(config: Config, resumed: Config | None, moving: Collection[str] = ()) -> int:
     """`tailfin pretrain`: returns the exit code.
 
     Args:
         config: The settings, with the run folder of a resumed run in `out`.
         resumed: The settings that the run to resume began with; None for a new run.
+        moving: Settings that the user asks for and that only momentum heeds.
     """
     if resumed is None:
         check(config)
@@ -55,7 +56,7 @@ def pretrain(config: Config, resumed: Config | None) -> int:
             print(f"{folder.path} is finished; its report is {folder.report}")
             return 0
     try:
-        return _train(config, folder, resumed=resumed is not None)
+        return _train(config, folder, moving, resumed=resumed is not None)
     except Stopped as stop:
         _say_how_to_go_on(stop, folder)
         return 128 + stop.signal
@@ -96,7 +97,7 @@ def check(config: Config) -> None:
     misfits.find(config, image_size=64)
 
 
-def _train(config: Config, folder: RunFolder, *, resumed: bool) -> int:
+def _train(config: Config, folder: RunFolder, moving: Collection[str], *, resumed: bool) -> int:
     keep_freed_memory()
     data = load_data(config, find_device(config.device))
     if config.momentum == AUTO:
@@ -104,7 +105,7 @@ def _train(config: Config, folder: RunFolder, *, resumed: bool) -> int:
     setup = prepare(config, data)
     settings.save(setup.config, folder.config)
     folder.save_skipped(setup.data.skipped)
-    _say_choices(setup, folder)
+    _say_choices(setup, folder, moving)
     judge = Judge(setup, folder)
     loop = Loop(setup, folder, judge.validate if judge.can_validate else None)
     if resumed:
@@ -146,10 +147,12 @@ def bench_only(config: Config) -> int:
     """`tailfin bench`: returns the exit code."""
     from tailfin.training.bench import bench
 
+    if config.momentum == AUTO:
+        raise UserError("bench measures every placement; leave out --momentum, or name one")
+    if config.out is not None:
+        raise UserError(f"bench keeps nothing; leave out --out {config.out}")
     check(config)
     keep_freed_memory()
-    if config.momentum == AUTO:
-        raise UserError("bench measures every placement; leave --momentum open or name one")
     found = bench(config, load_data(config, find_device(config.device)))
     execution, total = found.execution, sum(found.phases.values())
     print(
@@ -260,7 +263,7 @@ def write_report(folder: RunFolder, unfinished: Mapping[str, Any] | None = None)
     return folder.report
 
 
-def _say_choices(setup: Setup, folder: RunFolder) -> None:
+def _say_choices(setup: Setup, folder: RunFolder, moving: Collection[str]) -> None:
     config, encoder = setup.config, setup.encoder
     channels, size = setup.data.train.images.shape[1], setup.augment.size
     example = setup.execution.images(torch.zeros(1, channels, size, size, device=setup.execution.device))
@@ -281,12 +284,15 @@ def _say_choices(setup: Setup, folder: RunFolder) -> None:
         f"method      {config.method}, {config.optimizer}, lr {config.lr:g} at 256, batch {config.batch_size}, ",
         end="",
     )
-    print(f"{config.epochs} epochs, {setup.total_steps} steps")
+    print(f"{_counted(config.epochs, 'epoch')}, {_counted(setup.total_steps, 'step')}")
     if config.momentum == "none" and setup.method.stop_gradient:
         placed += "; the method itself stops the target's gradient"
     print(f"momentum    {config.momentum} ({placed})", end="")
     print(f", decay {config.decay:g} to {config.decay_end:g}" if encoder.placement.placed else "", end="")
     print(f"; the target path repeats {100 * cost:.1f} % of the forward FLOPs")
+    if moving and not encoder.placement.placed:
+        given = ", ".join(settings.option(name) for name in moving)
+        print(f"            {given}: without effect, for no part has momentum weights")
     where = ""
     if setup.execution.device.type == "cuda":
         unfit = config.images_on == "device" and setup.images_on == "host"
@@ -296,6 +302,10 @@ def _say_choices(setup: Setup, folder: RunFolder) -> None:
         f"{'compiled' if config.compile else 'not compiled'}{where}",
         flush=True,
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _say_result(result: dict[str, Any], folder: RunFolder) -> None:

@@ -51,17 +51,7 @@ def _backbones() -> Table:
     table = Table(title="backbones (--backbone) that are split into parts by themselves")
     for heading in ("family", "examples", "parts before the projector"):
         table.add_column(heading, overflow="fold")
-    rows = (
-        ("narrow ResNet, any width", "resnet10w16, resnet10w32", "stem, layer1 ... layer4"),
-        ("timm ResNet", "resnet18, resnet50, resnet26d", "stem, layer1 ... layer4"),
-        ("timm ConvNeXt", "convnext_atto, convnextv2_nano", "stem, stages.0 ... stages.3"),
-        ("timm RegNet", "regnety_002, regnetx_008", "stem, s1 ... s4"),
-        ("timm EfficientNet", "efficientnet_b0, mobilenetv2_050", "stem, blocks.0 ... blocks.6, head"),
-        ("timm ViT", "vit_tiny_patch16_224, vit_small_patch16_224", "embed, blocks in four groups, norm"),
-        ("torchvision ResNet", "torchvision:resnet18", "stem, layer1 ... layer4"),
-        ("torchvision ViT", "torchvision:vit_b_16", "embed, blocks in four groups, norm"),
-    )
-    for row in rows:
+    for row in backbones.FAMILIES:
         table.add_row(*row)
     return table
 

@@ -7,7 +7,7 @@ import torch
 
 from tailfin import cli
 from tailfin.branch import Branch
-from tailfin.methods._gap import gap_loss
+from tailfin.methods.gap import gap_loss
 
 
 def test_it_is_the_mean_distance_of_unit_vectors_of_the_same_view() -> None:

@@ -2,11 +2,13 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
-from tailfin import cli, methods
+from tailfin import cli, commands, methods
+from tailfin.study import runner
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 SMALL = ["--limit", "64", "--epochs", "1", "--batch-size", "16", "--image-size", "16", "--device", "cpu"]
@@ -43,7 +45,12 @@ def test_the_one_in_the_docs_trains_and_runs_again_only_if_named_again(
     for words in (["pretrain", "--resume", out], ["evaluate", out]):
         monkeypatch.setattr(methods, "_trusted", {})  # another day
         assert run(*words) == 2
-        assert f"say so again to run it: --method {mine}" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert (
+            "this run's method is in a file of yours; its code runs only if you name it: add --method"
+            in error
+        )
+        assert error.rstrip().endswith(mine)
         assert run(*words, "--method", mine) == 0
 
 
@@ -63,6 +70,8 @@ def test_the_one_in_the_docs_trains_and_runs_again_only_if_named_again(
             "mine.py:Mine",
             "has no recipe",
         ),
+        ("", "mine.py", "name the class too: "),
+        ("", "mine.py:", "mine.py:CLASS"),
     ],
 )
 def test_a_file_that_is_no_method_is_one_line(
@@ -74,3 +83,93 @@ def test_a_file_that_is_no_method_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            'optimizer="sgd"',
+            'optimizer="adam"',
+            "Spread's recipe: unknown optimizer 'adam'; allowed: sgd, lars, adamw; did you mean 'adamw'?",
+        ),
+        ("lr=0.3", 'lr="0.3"', "Spread's recipe has lr '0.3'; it must be of type float"),
+        ('views="simclr"', 'views="simclrr"', "allowed: simclr, byol, mocov2, ressl; did you mean 'simclr'?"),
+        ("    recipe = Recipe(", "    large = Recipe(", "Spread has no recipe"),
+        ("    stop_gradient = False", "    stop = False", "Spread has no stop_gradient = True or False"),
+        ("stop_gradient = False", 'stop_gradient = "no"', "Spread has no stop_gradient = True or False"),
+        ("def loss(self", "def los(self", "Spread has no loss; define loss(self, online, target)"),
+        ("weight: float = 1.0", "weight: float", "weight of its constructor needs a default"),
+        ("hidden: int | None = None, out:", "width: int | None = None, out:", "cannot be made: "),
+    ],
+)
+@pytest.mark.parametrize("command", ["pretrain", "bench"])
+def test_what_a_method_lacks_is_told_before_any_image_is_read(
+    command: str,
+    old: str,
+    new: str,
+    message: str,
+    mine: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commands, "load_data", pytest.fail)
+    file = Path(mine.rpartition(":")[0])
+    code = file.read_text().replace("super().__init__(hidden, out)", "super().__init__(None, out)")
+    assert old in code
+    file.write_text(code.replace(old, new))
+    assert run(command, *SMALL, "--method", mine) == 2
+    said, error = capsys.readouterr()
+    assert message in error
+    assert (said, error.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("torch.stack(total)", "floating-point scalar, got torch.float32 of shape [2]"),
+        ("torch.stack(total).mean().long()", "floating-point scalar, got torch.int64 of shape []"),
+        ("1.0", "floating-point scalar, got float"),
+        ("total[0].detach()", "no gradient comes from loss"),
+    ],
+)
+def test_a_loss_that_is_none_is_one_line(
+    end: str, message: str, mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(mine.rpartition(":")[0])
+    code = file.read_text()
+    assert "sum(total[1:], total[0]) / len(total)" in code
+    file.write_text("import torch\n" + code.replace("sum(total[1:], total[0]) / len(total)", end))
+    assert run("pretrain", *SMALL, "--method", mine, "--out", str(tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+LOADING = """
+import sys
+from pathlib import Path
+from tailfin import methods
+from tailfin.training.config import read
+sys.exit(f"loaded {methods.load(read(Path(sys.argv[2])).method).__name__}")
+"""
+
+
+def test_the_cells_of_a_study_load_it_if_it_is_named(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(methods.TRUSTED, "")  # so that what the command leaves there is taken back
+    monkeypatch.setattr(runner, "PROGRAM", (sys.executable, "-c", LOADING))
+    (tmp_path / "s.toml").write_text(
+        'tailfin_study = 1\ntitle = "T"\nquestion = "Q?"\n[settings]\nmethod = "mine.py:Spread"\n'
+        'backbone = "resnet10w2"\nprecision = "fp32"\nmemory_format = "contiguous"\ndevice = "cpu"\n'
+        '[grid]\nmomentum = ["none"]\n[control]\nmomentum = "none"\n'
+    )
+    assert run("study", "s.toml") == 2
+    assert "its code runs only if you name it: add --method mine.py:Spread" in capsys.readouterr().err
+    assert run("study", "s.toml", "--method", "simclr") == 2
+    assert "the study file says which methods run" in capsys.readouterr().err
+    assert run("study", "s.toml", "--method", mine, "--jobs", "1") == 1
+    assert re.search(r"failed: mine\.py_Spread-none-seed0: loaded Spread;", capsys.readouterr().out)
+    assert f"tailfin study s.toml --method {mine}" in (tmp_path / "results" / "s" / "report.md").read_text()

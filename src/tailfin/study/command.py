@@ -33,6 +33,7 @@ class Options:
         limit_minutes: Stop in good order after so long.
         plan: Print what there is to do and what it takes, and do nothing.
         reuse: Folders of other studies whose finished cells count where this study asks for the same.
+        method: The user's own method that they trust, FILE.py:CLASS.
     """
 
     file: Path
@@ -43,6 +44,7 @@ class Options:
     limit_minutes: float | None
     plan: bool
     reuse: Sequence[str] = ()
+    method: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -53,7 +55,13 @@ class Options:
     def command(self) -> str:
         """The command that goes on with the study."""
         words = ["tailfin", "study", str(self.file)]
-        for name, value in (("--out", self.out), ("--jobs", self.jobs), ("--seeds", self.seeds)):
+        given = (
+            ("--out", self.out),
+            ("--jobs", self.jobs),
+            ("--seeds", self.seeds),
+            ("--method", self.method),
+        )
+        for name, value in given:
             words += [] if value is None else [name, str(value)]
         for name, values in (("--data", self.data), ("--reuse", self.reuse)):
             words += [name, *values] if values else []
@@ -63,7 +71,9 @@ class Options:
     def repeated(self) -> str:
         """The command that repeats the study elsewhere, where the images lie somewhere else."""
         words = ["tailfin", "study", str(self.file)]
-        return shlex.join([*words, *([] if self.seeds is None else ["--seeds", str(self.seeds)])])
+        for name, value in (("--seeds", self.seeds), ("--method", self.method)):
+            words += [] if value is None else [name, str(value)]
+        return shlex.join(words)
 
 
 def study(options: Options) -> int:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
 
 from tailfin.errors import UserError, unknown
 from tailfin.files import write_atomically
@@ -18,6 +20,10 @@ FORMAT = 1
 HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes", "images_on", "judge"})
 """Settings that do not change what a run computes."""
 
+T = TypeVar("T")
+Open = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
+"""A setting that may be left out. Its text says what is chosen then: "(default: None)" would tell nobody."""
+
 OptimizerName = Literal["sgd", "lars", "adamw"]
 
 MONITORS = ("gradient", "probe")
@@ -25,7 +31,7 @@ MONITORS = ("gradient", "probe")
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a run. None means: chosen by itself, printed at the start and kept in the run's config.toml."""
+    """Settings of a run. None is chosen automatically; the choice is printed and kept in the run's config.toml."""
 
     data: str = "shapes"
     """What to train on: "shapes" (generated), "cifar10", "cifar100", "stl10", "fashion_mnist", or the path of a
@@ -36,62 +42,65 @@ class Config:
     """Parts that keep momentum weights: none, stopgrad, all, backbone, projector, layer3: (from there on), :layer2
     (up to there), any list such as stem,projector, published (the method's own), or auto (chosen in a short phase
     that measures each part)."""
-    decay: float | None = None
-    """Weight of the old value in the momentum update, in [0, 1]. Open: as the method was published."""
-    decay_end: float | None = None
-    """Decay at the last step, reached by a cosine. Open: as published, or equal to --decay where that is given."""
+    decay: Open[float] = None
+    """Weight of the old value in the momentum update, in [0, 1]. Default: as the method was published."""
+    decay_end: Open[float] = None
+    """Decay at the last step, reached by a cosine. Default: as published, or equal to --decay where that is given."""
     buffers: Literal["batch", "ema", "copy"] = "batch"
     """BatchNorm of momentum parts: own batch statistics (batch), averaged ones in eval mode (ema, EMAN), or the
     online part's in eval mode (copy)."""
     through: bool = False
     """Let gradients cross the momentum parts into the shared ones."""
-    backbone: str | None = None
-    """A timm model, torchvision:NAME, or resnet10wN (a narrow ResNet of width N). Open: resnet10w16 on a CPU,
+    backbone: Open[str] = None
+    """A timm model, torchvision:NAME, or resnet10wN (a narrow ResNet of width N). Default: resnet10w16 on a CPU,
     resnet18 on a GPU."""
-    image_size: int | None = None
-    """Side of the views in pixels. Open: the images' own up to 96, else 64 on a CPU and 224 on a GPU."""
-    crop_min: float | None = None
-    """Smallest crop, as a share of the image's area. Open: as published."""
+    image_size: Open[int] = None
+    """Side of the views in pixels. Default: the images' own up to 96, else 64 on a CPU and 224 on a GPU."""
+    crop_min: Open[float] = None
+    """Smallest crop, as a share of the image's area. Default: as published."""
     local_views: int = 0
     """Small crops of each image beside its views (multi-crop); the target branch does not see them."""
-    local_size: int | None = None
-    """Their side in pixels. Open: three sevenths of the views', as 96 beside 224."""
+    local_size: Open[int] = None
+    """Their side in pixels. Default: three sevenths of the views', as 96 beside 224."""
     epochs: int = 8
     """Passes over the training images."""
     batch_size: int = 256
     """Images an optimizer step."""
     accumulate: int = 1
     """Micro-batches that a batch is cut into where it does not fit in memory."""
-    limit: int | None = None
-    """At most this many training images, drawn by seed. Open: all."""
+    limit: Open[int] = None
+    """At most this many training images, drawn by seed. Default: all."""
     seed: int = 0
     """Seed of everything random."""
-    out: str | None = None
-    """The run folder. Open: a new one under runs/."""
+    out: Open[str] = None
+    """The run folder. Default: a new one under runs/."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    optimizer: OptimizerName | None = None
-    """Open: as published; AdamW for backbones without BatchNorm (ViT, ConvNeXt)."""
-    lr: float | None = None
-    """Peak learning rate for a batch of 256; it scales with the batch. Open: as published, or 1.5e-4 there."""
-    weight_decay: float | None = None
-    """Not applied to norms and biases. Open: as published, or 0.1 there."""
-    warmup_epochs: float | None = None
-    """Linear warm-up of the learning rate. Open: as published, but at most a tenth of the epochs."""
-    clip_grad: float | None = None
-    """Largest norm of the gradient. Open: not clipped."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Open: the faster one on this device, measured."""
-    memory_format: Literal["contiguous", "channels_last"] | None = None
-    """Open: the faster one on this device, measured."""
+    optimizer: Open[OptimizerName] = None
+    """What takes the steps. Default: as published; AdamW for backbones without BatchNorm (ViT, ConvNeXt)."""
+    lr: Open[float] = None
+    """Peak learning rate for a batch of 256; it scales with the batch. Default: as published; 1.5e-4 for backbones
+    without BatchNorm."""
+    weight_decay: Open[float] = None
+    """Not applied to norms and biases. Default: as published; 0.1 for backbones without BatchNorm."""
+    warmup_epochs: Open[float] = None
+    """Linear warm-up of the learning rate. Default: as published, but at most a tenth of the epochs."""
+    clip_grad: Open[float] = None
+    """Largest norm of the gradient. Default: not clipped."""
+    precision: Open[Literal["fp32", "bf16"]] = None
+    """Of matrix products and convolutions. Default: the faster one on this device, measured."""
+    memory_format: Open[Literal["contiguous", "channels_last"]] = None
+    """Order of an image's values in memory. Default: the faster one on this device, measured."""
     compile: bool = False
     """Compile each part of the encoder (torch.compile) when it first runs, which takes a minute or more; `tailfin
     bench --compile` measures what it gains on this machine."""
-    images_on: Literal["device", "host"] | None = None
-    """Where the training images are kept. Open: on a GPU where they take less than a quarter of its free memory."""
+    images_on: Open[Literal["device", "host"]] = None
+    """Where the training images are kept. Default: device, where they take under a quarter of a GPU's free memory."""
     gap: float = 0.0
     """Weight of Residual Momentum's gap loss, which draws each view's online output to its own target's."""
-    method_options: Mapping[str, float] = field(default_factory=dict)
+    method_options: Annotated[Mapping[str, float], tyro.conf.arg(help_behavior_hint="")] = field(
+        default_factory=dict
+    )
     """Further settings of the method, such as temperature 0.1 queue_size 4096 hidden 512 out 128."""
     knn_evaluations: int = 5
     """How often validation kNN is looked at during training (labels needed)."""
@@ -103,10 +112,10 @@ class Config:
     pixels (encoder), or nothing."""
     tolerate: float = 0.01
     """Share of images that may be unreadable."""
-    workers: int | None = None
-    """Threads that decode images. Open: one a processor."""
-    cache: str | None = None
-    """Folder of decoded images and downloads. Open: ~/.cache/tailfin."""
+    workers: Open[int] = None
+    """Threads that decode images. Default: one a processor."""
+    cache: Open[str] = None
+    """Folder of decoded images and downloads. Default: ~/.cache/tailfin."""
     checkpoint_minutes: float = 5.0
     """Longest time between checkpoints; the end of an epoch brings one too, ten seconds or more after the last."""
 

@@ -9,6 +9,7 @@ from tailfin.errors import UserError
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training.config import Config
 from tailfin.training.setup import make_method
+from tailfin.views import recipes
 
 AUTO = "auto"
 """The placement that each run chooses for itself; what it chose is in its result."""
@@ -44,6 +45,8 @@ def part_names(backbone: str, image_size: int) -> tuple[str, ...]:
 def find(config: Config, image_size: int) -> None:
     """Find an unknown method, backbone, part or method option, and `through` with nothing to go through to.
 
+    The recipe of a user's own method may also name views that do not exist.
+
     Args:
         config: Settings of a run.
         image_size: Side in pixels to check with where the settings leave it open.
@@ -54,6 +57,8 @@ def find(config: Config, image_size: int) -> None:
     size = config.image_size or image_size
     with blaming("method"):
         method = methods.load(config.method)
+        for recipe in (method.recipe, method.large or method.recipe):
+            recipes.named(recipe.views, size, where=f"the recipe of {config.method}")
     with blaming("backbone"):
         names = part_names(config.backbone or backbones.NARROW, size)
     # What auto will choose is not known yet, and every tail but `all` leaves parts to go through to.

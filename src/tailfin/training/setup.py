@@ -4,6 +4,7 @@ import copy
 import math
 import zlib
 from dataclasses import dataclass, replace
+from inspect import Parameter
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
@@ -277,6 +278,9 @@ def make_method(method_type: type[Method], config: Config, *, features: int, ima
         UserError: An option that the method lacks, or a value that it cannot take.
     """
     options: dict[str, Any] = {**method_type.defaults(features, images, config.image_size or 32)}
+    for name, value in options.items():
+        if value is Parameter.empty:
+            raise UserError(f"--method {config.method}: {name} of its constructor needs a default")
     for name, value in config.method_options.items():
         if name not in options:
             raise unknown("method option", name, options, where=f"--method-options of {config.method}")
@@ -288,10 +292,12 @@ def make_method(method_type: type[Method], config: Config, *, features: int, ima
         return method_type(**options)
     except ValueError as error:
         raise UserError(f"--method-options of {config.method}: {error}") from None
+    except TypeError as error:  # of a user's own method: its constructor takes other arguments
+        raise UserError(f"--method {config.method} cannot be made: {error}") from None
 
 
 def _views(name: str, config: Config) -> tuple[ViewRecipe, ...]:
-    published: tuple[ViewRecipe, ...] = getattr(recipes, name)(config.image_size)
+    published = recipes.named(name, cast(int, config.image_size), where=f"the recipe of {config.method}")
     if config.crop_min is None:
         return published
     smallest = config.crop_min

@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tailfin.methods._gap import gap_loss
+from tailfin.errors import UserError
 from tailfin.methods.base import Moment
+from tailfin.methods.gap import gap_loss
 from tailfin.training import config as settings
 from tailfin.training import optimizers
 from tailfin.training.feed import Batch
@@ -79,7 +80,7 @@ class Step:
                 with phase("forward"):
                     online, target = setup.encoder(views, count)
                 with phase("loss"):
-                    loss = setup.method.loss(online, target)
+                    loss = _checked(setup.method.loss(online, target), config.method)
                     if config.gap:
                         loss = loss + config.gap * gap_loss(online, target)
             with phase("backward"):
@@ -100,3 +101,19 @@ class Step:
         return Moment(
             step, setup.total_steps, setup.steps_per_epoch, index, None if labels is None else labels[index]
         )
+
+
+def _checked(loss: object, method: str) -> Tensor:
+    """The loss of a method, which may be a user's own; its values stay on the device.
+
+    Raises:
+        UserError: It is no floating-point scalar, or nothing can be learnt from it.
+    """
+    wanted = f"--method {method}: loss must give a floating-point scalar"
+    if not isinstance(loss, Tensor):
+        raise UserError(f"{wanted}, got {type(loss).__name__}")
+    if loss.ndim or not loss.is_floating_point():
+        raise UserError(f"{wanted}, got {loss.dtype} of shape {list(loss.shape)}")
+    if not loss.requires_grad:
+        raise UserError(f"--method {method}: no gradient comes from loss; it must be computed from online")
+    return loss
