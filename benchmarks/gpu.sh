@@ -5,10 +5,13 @@
 #   GPU_ONLY="views judging" benchmarks/gpu.sh CIFAR10 [FOLDER] # these lines alone
 #   GPU_DEVICE=cpu benchmarks/gpu.sh --tiny shapes FOLDER       # every line at its least size, to see that it works
 #
-# FOLDER, benchmarks/results if it is not given, gets the JSON files and, in gpu-DEVICE.txt, what the lines print. The
-# whole ends after GPU_MINUTES (9), a line after its own seconds. After a line that fails the next one runs; at the end
-# those that failed are named, and those that were not reached, for a second call. tailfin need not be installed, but
-# what it imports must be. Peers that are not installed are left out.
+# FOLDER, benchmarks/results if it is not given, gets the JSON files and, in gpu-DEVICE.txt, what the lines print, call
+# after call; gpu-DEVICE.tar holds both, for machines that give few files back. A call ends after GPU_MINUTES (9), a line
+# after its own seconds, and a line whose seconds are not left is not begun. Two calls are enough for all: the seconds of
+# the lines down to to_accuracy are one call's, those of the others a second one's. After a line that fails the next one
+# runs; at the end those that failed are named, and those that were not reached, for the next call. to_accuracy goes on
+# where its minutes ended, if FOLDER is the same: GPU_ONLY=to_accuracy. tailfin need not be installed, but what it imports
+# must be. Peers that are not installed are left out.
 set -uo pipefail
 tiny=false
 if [ "${1:-}" = --tiny ]; then tiny=true; shift; fi
@@ -32,10 +35,10 @@ line() {
   if $tiny; then options=$4; fi
   shift 4
   if ! wanted "$name"; then return; fi
-  if [ "$left" -lt 15 ]; then unreached+=("$name"); return; fi
+  if [ "$left" -lt "$most" ]; then unreached+=("$name"); return; fi
   read -ra words <<<"$options"
   echo "+ $name ${words[*]}"
-  timeout -k 10 "$((most < left ? most : left))" "$python" "$@" --device "$device" "${words[@]}" 2>&1 |
+  timeout -k 10 "$most" "$python" "$@" --device "$device" "${words[@]}" 2>&1 |
     tee -a "$out/gpu-$device.txt" || failed+=("$name")
 }
 
@@ -52,34 +55,35 @@ peers() {
 # bench NAME SECONDS "OPTIONS" "TINY OPTIONS" SCRIPT
 bench() { line "${@:1:4}" "benchmarks/$5" --out "$out"; }
 
-: >"$out/gpu-$device.txt"
 few="--batch-size 4 --steps 1 --rounds 1 --workers 1"
 small="--backbone resnet10w4 --batch-size 4 --rounds 1"
 placements="--placements none stopgrad projector layer4: all"
 big="--backbone resnet18 --batch-size 512"
-peers peers_simclr 190 "--methods simclr --batch-size 512 --workers $cores" "--methods simclr $few"
-bench placement_cost 80 "$big --rounds 9 $placements" "$small --placements stopgrad projector" placement_cost.py
-bench loop_share 120 "--batch-size 512 --rounds 2" "--backbones resnet10w4 --batch-size 4 --steps 4 --rounds 1" \
+bench placement_cost 75 "$big --rounds 9 $placements" "$small --placements stopgrad projector" placement_cost.py
+bench loop_share 105 "--batch-size 512 --rounds 2" "--backbones resnet10w4 --batch-size 4 --steps 4 --rounds 1" \
   loop_share.py
-peers peers_simclr_4_workers 110 "--methods simclr --batch-size 512 --workers 4" "--methods simclr $few"
-bench momentum_update 80 "--rounds 9" "--models resnet18 --step-batch 2 --rounds 1 --step-rounds 1" \
+bench momentum_update 50 "--rounds 7" "--models resnet18 --step-batch 2 --rounds 1 --step-rounds 1" \
   momentum_update.py
-line to_accuracy 270 "--backbone resnet18 --epochs 100 --limit-minutes 4" \
+peers peers_simclr 90 "--methods simclr --batch-size 512 --rounds 2 --workers $cores" "--methods simclr $few"
+line to_accuracy 205 "--backbone resnet18 --batch-size 512 --epochs 30 100 --limit-minutes 3.2" \
   "--backbone resnet10w4 --limit 200 --batch-size 50 --epochs 1" \
   benchmarks/to_accuracy.py --out "$out" --runs "$out/to-accuracy-runs" --data "$data"
-peers peers_byol 120 "--methods byol --batch-size 512 --rounds 2 --workers $cores" "--methods byol $few"
-peers peers_mocov2plus 120 "--methods mocov2plus --batch-size 512 --rounds 2 --workers $cores" \
+
+peers peers_simclr_4_workers 55 "--methods simclr --batch-size 512 --rounds 2 --workers 4" "--methods simclr $few"
+peers peers_byol 55 "--methods byol --batch-size 512 --rounds 2 --workers $cores" "--methods byol $few"
+peers peers_mocov2plus 55 "--methods mocov2plus --batch-size 512 --rounds 2 --workers $cores" \
   "--methods mocov2plus $few"
-bench judging 60 "--skip-sklearn" "--tiny --skip-sklearn --rounds 1 --probe-rounds 1" judging.py
-bench placement_cost_byol 80 "--method byol $big --rounds 9 $placements" \
+bench judging 40 "--skip-sklearn" "--tiny --skip-sklearn --rounds 1 --probe-rounds 1" judging.py
+bench placement_cost_byol 60 "--method byol $big --rounds 5 $placements" \
   "--method byol $small --placements stopgrad projector" placement_cost.py
-bench monitor_cost 90 "$big" "$small" monitor_cost.py
-bench step_profile 40 "--batch-size 512" "--backbone resnet10w4 --batch-size 4 --steps 1" step_profile.py
-bench optimizer_step 40 "" "--models resnet18 --rounds 1" optimizer_step.py
-bench views 90 "--rounds 3" "--rounds 1" views.py
-bench start 90 "--rounds 3" "--rounds 1 --batch-size 8" start.py
-line bench 90 "$big" "--backbone resnet10w4 --batch-size 8 --limit 64" -m tailfin bench --data "$data"
+bench monitor_cost 60 "$big --rounds 3" "$small" monitor_cost.py
+bench step_profile 30 "--batch-size 512" "--backbone resnet10w4 --batch-size 4 --steps 1" step_profile.py
+bench optimizer_step 35 "--rounds 5" "--models resnet18 --rounds 1" optimizer_step.py
+bench views 45 "--rounds 3" "--rounds 1" views.py
+bench start 40 "--rounds 2" "--rounds 1 --batch-size 8" start.py
+line bench 55 "$big" "--backbone resnet10w4 --batch-size 8 --limit 64" -m tailfin bench --data "$data"
 
 for name in ${absent[@]+"${absent[@]}"}; do echo "left out, for lightly is not installed: $name"; done
+(cd "$out" && find . -maxdepth 1 \( -name "*-$device.json" -o -name "*-$device.txt" \) | tar -cf "gpu-$device.tar" -T -)
 if [ ${#unreached[@]} -gt 0 ]; then echo "not reached in time; for them: GPU_ONLY=\"${unreached[*]}\""; fi
 if [ ${#failed[@]} -gt 0 ]; then echo "failed: ${failed[*]}"; exit 1; fi

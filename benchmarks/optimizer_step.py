@@ -5,6 +5,7 @@ python benchmarks/optimizer_step.py
 
 import argparse
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,10 @@ def forms(kind: OptimizerName, model: torch.nn.Module) -> dict[str, Callable[[],
             made[form] = torch.optim.AdamW(groups, lr=RATE, **how)
         elif kind == "sgd":
             made[form] = torch.optim.SGD(groups, lr=RATE, momentum=0.9, **how)
-        elif form != "fused":
+        elif "foreach" in signature(Lars).parameters and form != "fused":
             made[form] = Lars(groups, lr=RATE, momentum=0.9, **how)
+        elif form == "loop":  # all that timm has up to 1.0.28
+            made[form] = Lars(groups, lr=RATE, momentum=0.9)
     return {form: optimizer.step for form, optimizer in made.items()}
 
 

@@ -5,6 +5,7 @@ python benchmarks/placement_cost.py --backbone resnet18 --batch-size 512
 """
 
 import argparse
+import gc
 import subprocess
 import sys
 from functools import partial
@@ -53,10 +54,12 @@ def main() -> None:
         monitors="none",
     )
     if asked.memory_of:
-        print(peak_memory(config, asked.memory_of, device))
+        print(peak_memory(config, asked.memory_of))
         return
+    # First, while nothing else is on a GPU.
+    peaks = {name: memory_of(config, name, device) for name in asked.placements}
     setups = {name: build(config, name) for name in asked.placements}
-    arms = {name: partial(step, setup, Step(setup)) for name, setup in setups.items()}
+    arms = {name: partial(Step(setup), first_batch(setup), 0) for name, setup in setups.items()}
     seconds = in_turn(arms, asked.rounds, device)
     rows = {}
     heads = "".join(f"{head:>{width}}" for head, width in HEADS)
@@ -69,7 +72,7 @@ def main() -> None:
             "target_flops": setup.encoder.placement.cost(part_flops(setup.encoder, example)),
             "seconds": spread(seconds[name]),
             "over_stopgrad": compared,
-            "peak_bytes": memory_of(name),
+            "peak_bytes": peaks[name],
         }
         rows[name] = row
         over = words(compared, ".3f")
@@ -89,10 +92,10 @@ def build(config: Config, placement: str) -> Setup:
     return prepare(changed, load_data(changed, find_device(changed.device)))
 
 
-def step(setup: Setup, train_step: Step) -> None:
-    """One optimizer step on the first batch."""
+def first_batch(setup: Setup) -> Batch:
+    """The first images, on the device: copying them is no part of a step's cost."""
     images = setup.data.train.images[: setup.config.batch_size].to(setup.execution.device)
-    train_step(Batch(images, torch.arange(len(images)), None, 0.0), 0)
+    return Batch(images, torch.arange(len(images)), None, 0.0)
 
 
 def trunk_calls(setup: Setup) -> int:
@@ -102,23 +105,27 @@ def trunk_calls(setup: Setup) -> int:
     if name in setup.encoder.placement.placed:
         modules.append(setup.encoder.momentum_part(name))
     hooks = [m.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)) for m in modules]
-    step(setup, Step(setup))
+    Step(setup)(first_batch(setup), 0)
     for hook in hooks:
         hook.remove()
     return calls[0]
 
 
-def memory_of(placement: str) -> int:
-    """Peak memory of a step in a process of its own: on a CPU a process never gives its peak back."""
+def memory_of(config: Config, placement: str, device: torch.device) -> int:
+    """Peak bytes of tensors in a step; on a CPU over building and three steps, in a process that is profiled."""
+    if device.type == "cuda":
+        gc.collect()  # what was measured before
+        setup = build(config, placement)
+        three_steps(setup)  # cuDNN's search for kernels takes memory of its own
+        torch.cuda.reset_peak_memory_stats(device)
+        three_steps(setup)
+        return torch.cuda.max_memory_allocated(device)
     command = [sys.executable, *sys.argv, "--memory-of", placement]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def peak_memory(config: Config, placement: str, device: torch.device) -> int:
-    """Peak bytes of tensors over building and three steps; on a CPU too, where resident memory is mostly chance."""
-    if device.type == "cuda":
-        three_steps(build(config, placement))
-        return torch.cuda.max_memory_allocated(device)
+def peak_memory(config: Config, placement: str) -> int:
+    """Peak bytes of tensors over building and three steps, on a CPU: resident memory is mostly chance there."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as seen:
@@ -132,9 +139,9 @@ def peak_memory(config: Config, placement: str, device: torch.device) -> int:
 
 def three_steps(setup: Setup) -> None:
     """Enough for optimizer and averages to have their tensors."""
-    train_step = Step(setup)
+    train_step, batch = Step(setup), first_batch(setup)
     for _ in range(3):
-        step(setup, train_step)
+        train_step(batch, 0)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """What kinds of operation a training step is made of: each kind's own time, as torch's profiler sees it.
 
 python benchmarks/step_profile.py                       # ResNet-18 at 32 px, bf16, channels_last
+
+Beside them the step by the clock, without the profiler: a GPU may be idle for a share of it.
 """
 
 import argparse
 import re
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from common import save
+from common import save, wait
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -62,6 +65,12 @@ def main() -> None:
     batch = next(setup.feed().batches(0, 1))
     for number in range(WARM_STEPS):
         step(batch, number).item()
+    wait(device)
+    start = time.perf_counter()
+    for number in range(WARM_STEPS, WARM_STEPS + asked.steps):
+        step(batch, number)
+    wait(device)
+    wall = (time.perf_counter() - start) / asked.steps
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as seen:
@@ -78,14 +87,28 @@ def main() -> None:
         if kind == OTHER:
             rest[event.key] += spent
     total = sum(seconds.values())
-    figures: dict[str, Any] = {"batch_size": asked.batch_size, "seconds": total, "shares": {}, "other": {}}
+    figures: dict[str, Any] = {
+        "batch_size": asked.batch_size,
+        "wall_seconds": wall,
+        "idle": idle(total, wall) if cuda else None,
+        "seconds": total,
+        "shares": {},
+        "other": {},
+    }
     for kind, spent in sorted(seconds.items(), key=lambda item: -item[1]):
         figures["shares"][kind] = spent / total
         print(f"{kind:<24}{1e3 * spent:>10.1f} ms{100 * spent / total:>8.1f} %")
     for key, spent in sorted(rest.items(), key=lambda item: -item[1])[:5]:
         figures["other"][key] = spent / total
     print(f"{'a step':<24}{1e3 * total:>10.1f} ms; most of {OTHER}: {', '.join(figures['other'])}")
+    waits = f"; the device is idle for {100 * figures['idle']:.1f} % of it" if cuda else ""
+    print(f"{'by the clock':<24}{1e3 * wall:>10.1f} ms{waits}")
     save(f"step-profile-{asked.backbone}", device, figures, asked.out)
+
+
+def idle(busy: float, wall: float) -> float:
+    """Share of a step in which the device has no kernel, given the seconds of its kernels and of the whole step."""
+    return max(0.0, 1.0 - busy / wall)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """From raw files to a linear accuracy: SimCLR with momentum on the projector, by number of epochs.
 
 Each number of epochs is a whole run, its clock going from the start of the command to the probe's answer. A run that
-`--limit-minutes` stopped goes on with the same command, and its seconds add up. The profile of a step comes first, at
-the settings of the runs, and its time counts towards the limit.
+`--limit-minutes` or a signal stopped goes on with the same command, and its seconds add up. The profile of a step
+comes first, at the settings of the runs, and its time counts towards the limit.
 
 python benchmarks/to_accuracy.py --data CIFAR10 --device cuda --limit-minutes 9
 python benchmarks/to_accuracy.py --data shapes --backbone resnet10w4 --limit 200 --epochs 1 2 --target 15   # tiny
@@ -14,13 +14,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
+import tyro
 from common import said, save
 
-from tailfin.cli import settings_of
+from tailfin import methods
 from tailfin.training.bench import bench
 from tailfin.training.config import Config
 from tailfin.training.device import find_device, keep_freed_memory
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/to-accuracy"))
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, stop)
     deadline = time.monotonic() + 60 * (asked.limit_minutes or float("inf"))
     options = ["--data", asked.data, "--backbone", asked.backbone, "--device", asked.device]
     options += ["--momentum", "projector", "--judge", "encoder"]
@@ -53,7 +58,10 @@ def main() -> None:
     device = find_device(asked.device)
     asked.runs.mkdir(parents=True, exist_ok=True)
     refuse_others(asked.runs, [*options, *asked.recipe])
-    config = settings_of([*options, "--epochs", str(min(asked.epochs)), *asked.recipe], "pretrain", "")
+    words = [*options, "--epochs", str(min(asked.epochs)), *asked.recipe]
+    config = tyro.cli(Config, args=words, default=Config())
+    if methods.is_file(config.method):
+        config = replace(config, method=methods.trust(config.method))
     figures: dict[str, Any] = {"options": said([*options, *asked.recipe]), "target": asked.target}
     figures["profile"] = profile(asked.runs / "profile.json", config, device)
     rows: dict[str, Any] = {}
@@ -97,6 +105,12 @@ def refuse_others(folder: Path, options: list[str]) -> None:
         sys.exit(f"--runs {folder} holds runs with other options: {' '.join(before)}")
 
 
+def stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """End as by Ctrl-C, through each `finally`; once, for `timeout` signals its child and then the child's group."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def run(folder: Path, options: list[str], deadline: float) -> bool:
     """Run or go on with one run until it has its result; False where the deadline stopped it first."""
     while not (folder / "result.json").exists():
@@ -105,16 +119,20 @@ def run(folder: Path, options: list[str], deadline: float) -> bool:
         started = (folder / "config.toml").exists()
         words = ["--resume", str(folder)] if started else [*options, "--out", str(folder)]
         start = time.perf_counter()
+        # In a session of its own no signal reaches the run but ours: a second one would keep it from saving.
         process = subprocess.Popen(
-            [sys.executable, "-m", "tailfin", "pretrain", *words], stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "tailfin", "pretrain", *words],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
-            code = process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
+        finally:
+            process.terminate()
             code = process.wait()
-        with clock_of(folder).open("a") as file:
-            file.write(f"{time.perf_counter() - start}\n")
+            with clock_of(folder).open("a") as file:
+                file.write(f"{time.perf_counter() - start}\n")
         if code and time.monotonic() < deadline:
             sys.exit(f"tailfin pretrain {' '.join(words)} ended with {code}")
     return True

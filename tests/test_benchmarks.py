@@ -2,10 +2,15 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +91,9 @@ def test_quick_lines_of_the_gpu_set(tmp_path: Path) -> None:
     update = found["momentum-update-cpu"]["figures"]["resnet18"]
     assert update["timm ModelEmaV3"]["like"] == "ours, ema"
     assert update["torch AveragedModel"]["like"] == "ours, copy"
+    profile = found["step-profile-resnet10w4-cpu"]["figures"]
+    assert profile["wall_seconds"] > 0
+    assert profile["idle"] is None  # of a GPU alone
 
 
 @pytest.mark.timeout(1800)
@@ -116,8 +124,44 @@ def test_the_gpu_set_goes_on_after_a_failure_and_says_so(tmp_path: Path, stub: s
     assert done.stdout.splitlines()[-1] == "failed: loop_share"
     printed = (tmp_path / "out" / "gpu-cpu.txt").read_text()
     assert f"--out {tmp_path}/out --data {tmp_path}/some data --device cpu --methods simclr" in printed
-    assert printed.index("peers.py") < printed.index("loop_share.py") < printed.index("tailfin bench")
+    places = [
+        printed.index(name)
+        for name in ("placement_cost.py", "loop_share.py", "to_accuracy.py", "tailfin bench")
+    ]
+    assert places == sorted(places)
     assert "--workers 4" in printed
+
+
+def test_calls_of_the_gpu_set_add_to_one_log_and_pack_what_they_made(tmp_path: Path, stub: str) -> None:
+    (tmp_path / "views-cpu.json").write_text("{}")
+    (tmp_path / "views-cuda.json").write_text("{}")
+    (tmp_path / "to-accuracy-runs").mkdir()
+    for name in ("views", "start"):
+        assert gpu("shapes", str(tmp_path), python=stub, GPU_ONLY=name).returncode == 0
+    printed = (tmp_path / "gpu-cpu.txt").read_text()
+    assert printed.index("views.py") < printed.index("start.py")
+    with tarfile.open(tmp_path / "gpu-cpu.tar") as packed:
+        assert sorted(packed.getnames()) == ["./gpu-cpu.txt", "./views-cpu.json"]
+
+
+def test_two_calls_are_enough_for_the_gpu_set() -> None:
+    found = re.findall(r"^(?:bench|peers|line) (\w+) (\d+)", (FOLDER / "gpu.sh").read_text(), re.MULTILINE)
+    seconds = {name: int(most) for name, most in found}
+    last = list(seconds).index("to_accuracy") + 1
+    first = list(seconds.values())[:last]
+    assert list(seconds)[:last] == [
+        *("placement_cost", "loop_share", "momentum_update", "peers_simclr", "to_accuracy"),
+    ]
+    assert sum(first) <= 540
+    assert sum(seconds.values()) - sum(first) <= 540
+    assert seconds["to_accuracy"] >= 200
+
+
+def test_a_line_is_not_begun_without_its_seconds(tmp_path: Path, stub: str) -> None:
+    done = gpu("shapes", str(tmp_path), python=stub, GPU_MINUTES="1", GPU_ONLY="loop_share views")
+    assert done.returncode == 0  # else the stub's loop_share would have failed
+    assert "benchmarks/views.py" in done.stdout
+    assert done.stdout.splitlines()[-1] == 'not reached in time; for them: GPU_ONLY="loop_share"'
 
 
 def test_the_gpu_set_names_what_its_time_did_not_reach(tmp_path: Path, stub: str) -> None:
@@ -146,6 +190,97 @@ def test_from_raw_files_to_an_accuracy(tmp_path: Path) -> None:
     other = subprocess.run([*command, "--recipe", "--lr", "0.1"], capture_output=True, text=True, check=False)
     assert other.returncode == 1
     assert "holds runs with other options" in other.stderr
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """A file of benchmarks/, by name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    names = {"common"}
+
+    def load(name: str) -> ModuleType:
+        names.add(name)
+        return import_module(name)
+
+    yield load
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_a_stopped_run_to_an_accuracy_is_stopped_in_good_order_and_keeps_its_clock(
+    module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_accuracy = module("to_accuracy")
+    stub = tmp_path / "stub"
+    stub.write_text(
+        f"#!/bin/sh\ntrap 'echo saved >>{tmp_path}/said; exit 143' TERM\n"
+        f"echo began >>{tmp_path}/said\nfor i in $(seq 600); do sleep .1; done\n"
+    )
+    stub.chmod(0o755)
+    said = tmp_path / "said"
+    monkeypatch.setattr(sys, "executable", str(stub))
+    usual = signal.signal(signal.SIGTERM, to_accuracy.stop)
+
+    def twice() -> None:
+        while not said.exists():
+            time.sleep(0.01)
+        for _ in range(2):  # as `timeout` does
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    killer = threading.Thread(target=twice)
+    killer.start()
+    start = time.perf_counter()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            to_accuracy.run(tmp_path / "epochs1", [], float("inf"))
+    finally:
+        killer.join()
+        signal.signal(signal.SIGTERM, usual)
+    assert ended.value.code == 143
+    assert said.read_text().split() == ["began", "saved"]
+    [seconds] = to_accuracy.clock_of(tmp_path / "epochs1").read_text().split()
+    assert 0 < float(seconds) <= time.perf_counter() - start
+    assert not to_accuracy.run(tmp_path / "epochs1", [], time.monotonic() + 0.5)  # the deadline stops it too
+    assert said.read_text().split()[-1] == "saved"
+    assert len(to_accuracy.clock_of(tmp_path / "epochs1").read_text().split()) == 2
+
+
+def test_a_gpu_measures_the_memory_of_a_step_by_itself(
+    module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placement_cost = module("placement_cost")
+    did: list[str] = []
+    monkeypatch.setattr(placement_cost, "build", lambda _, name: did.append(name))
+    monkeypatch.setattr(placement_cost, "three_steps", lambda _: did.append("steps"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: did.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 7)
+    assert placement_cost.memory_of(None, "all", torch.device("cuda")) == 7
+    assert did == ["all", "steps", "reset", "steps"]
+
+
+def test_optimizers_of_an_older_timm_have_no_foreach_arm(
+    module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer_step = module("optimizer_step")
+    model = torch.nn.Linear(2, 2)
+    model.weight.grad, model.bias.grad = torch.ones(2, 2), torch.ones(2)
+    Lars = optimizer_step.Lars
+
+    class Old(Lars):  # type: ignore[misc, valid-type]
+        def __init__(self, params: Any, lr: float = 1.0, momentum: float = 0.0) -> None:
+            super().__init__(params, lr=lr, momentum=momentum)
+
+    monkeypatch.setattr(optimizer_step, "Lars", Old)
+    forms = optimizer_step.forms("lars", model)
+    assert list(forms) == ["ours", "loop"]
+    forms["loop"]()
+    assert model.weight.isfinite().all()
+
+
+def test_a_step_longer_than_its_kernels_is_idle_for_the_rest(module: Callable[[str], ModuleType]) -> None:
+    idle = module("step_profile").idle
+    assert idle(0.03, 0.04) == pytest.approx(0.25)
+    assert idle(0.05, 0.04) == 0.0  # kernels on two streams
 
 
 @pytest.mark.timeout(1800)
