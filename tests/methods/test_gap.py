@@ -30,6 +30,17 @@ def test_it_is_zero_for_equal_branches_and_sends_nothing_into_the_target() -> No
     assert target.grad is None
 
 
+def test_the_gradient_at_a_dead_row_is_bounded() -> None:
+    torch.manual_seed(0)
+    rows, target = torch.randn(4, 8), torch.randn(4, 8)
+    rows[1] = 0
+    rows.requires_grad_()
+    gap_loss(Branch((rows,), (rows,)), Branch((target,), (target,))).backward()
+    assert rows.grad is not None
+    # Along the cosine the loss's own slope is 2 over 4 rows. A floor of 1e-12 would multiply it by 1e12.
+    assert 0 < float(rows.grad[1].norm()) * 4 / 2 <= 1.0001e6
+
+
 def test_it_needs_two_branches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(
