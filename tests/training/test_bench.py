@@ -100,7 +100,7 @@ def test_a_gpu_is_waited_for_after_some_steps_and_not_after_each(
 
     monkeypatch.setattr(benching, "Step", lambda _: step)
     monkeypatch.setattr(benching, "_wait", wait)
-    monkeypatch.setattr(benching.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setitem(benching.WINDOW, "cpu", 4)
     times = benching._in_turn({"this": setup}, 0.0)["this"]
     turn = ["wait", "0", "1", "2", "3", "wait"]

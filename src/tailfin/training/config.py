@@ -117,7 +117,7 @@ class Config:
     cache: Open[str] = None
     """Folder of decoded images and downloads. Default: ~/.cache/tailfin."""
     checkpoint_minutes: float = 5.0
-    """Longest time between checkpoints; the end of an epoch brings one too, ten seconds or more after the last."""
+    """Longest time between checkpoints; the end of an epoch brings one too, a minute or more after the last."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
