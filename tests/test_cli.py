@@ -374,6 +374,16 @@ def test_what_only_momentum_heeds_is_told_where_there_is_none(
         assert line in said
 
 
+@pytest.mark.parametrize("out", [8, 4])
+def test_a_batch_too_small_for_the_method_is_told(
+    tailfin: Run, photos: Path, tmp_path: Path, out: int
+) -> None:
+    options = [*TINY, "--judge", "nothing", "--data", str(photos), "--out", str(tmp_path / "r")]
+    options[options.index("3")] = "1"
+    _, said, _ = tailfin("pretrain", *options, "--method", "wmse", "--method-options", "out", out)
+    assert ("images at a time are too few for it, which needs 16" in said) == (out == 8)
+
+
 def test_list_names_methods_and_what_placements_cost(tailfin: Run) -> None:
     code, said, _ = tailfin("list")
     assert code == 0

@@ -173,6 +173,10 @@ class Method(nn.Module):
         """A new projector, [N, in_features] -> [N, out]."""
         return mlp(in_features, self.hidden, self.out, batch_norm=self.recipe.batch_norm)
 
+    def fewest(self) -> int:
+        """Images that a micro-batch should hold at least for the loss to mean what it says."""
+        return 2
+
     def fixed_rate(self) -> Iterable[nn.Parameter]:
         """Own parameters whose learning rate stays at its peak; none, unless a method says so."""
         return ()

@@ -87,6 +87,10 @@ class WMSE(Method):
         """As in `Method`, but with the published output: a sub-batch of 128 whitens no 128 features."""
         return {**super().defaults(in_features, images, image_size), "out": cls.recipe_at(image_size).out}
 
+    def fewest(self) -> int:
+        """Twice as many samples as features."""
+        return 2 * self.out
+
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """Squared distance of whitened unit vectors, the mean over pairs of views."""
         with full_precision(online.projections[0]):
