@@ -287,9 +287,7 @@ def _say_choices(setup: Setup, folder: RunFolder, moving: Collection[str]) -> No
     print(f"{_counted(config.epochs, 'epoch')}, {_counted(setup.total_steps, 'step')}")
     micro, fewest = config.batch_size // config.accumulate, setup.method.fewest()
     if micro < fewest:
-        print(
-            f"            {micro} images at a time are too few for it: take {fewest}, or another --method-options out"
-        )
+        print(f"            {micro} images at a time are too few for it, which needs {fewest}")
     if config.momentum == "none" and setup.method.stop_gradient:
         placed += "; the method itself stops the target's gradient"
     print(f"momentum    {config.momentum} ({placed})", end="")
