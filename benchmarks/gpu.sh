@@ -32,7 +32,7 @@ wanted() { case " ${GPU_ONLY:-$1} " in *" $1 "*) ;; *) return 1 ;; esac; }
 # line NAME SECONDS "OPTIONS" "TINY OPTIONS" COMMAND...
 line() {
   local name=$1 most=$2 options=$3 left=$((end - SECONDS)) words
-  if $tiny; then options=$4; fi
+  if $tiny; then options=$4 most=$((left < 15 ? 15 : left)); fi  # the seconds are a GPU's
   shift 4
   if ! wanted "$name"; then return; fi
   if [ "$left" -lt "$most" ]; then unreached+=("$name"); return; fi

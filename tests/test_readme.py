@@ -56,11 +56,11 @@ def test_the_two_commands_stand_first() -> None:
 def test_every_option_and_command_in_the_docs_exists() -> None:
     import dataclasses
 
-    from tailfin import cli
+    from tailfin import options
 
     known = {
         "--" + field.name.replace("_", "-")
-        for kind in (cli.Pretrain, cli.Evaluate, cli.List, cli.Study)
+        for kind in (options.Pretrain, options.Evaluate, options.List, options.Study)
         for field in dataclasses.fields(kind)
     }
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
@@ -68,6 +68,6 @@ def test_every_option_and_command_in_the_docs_exists() -> None:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
         assert used <= known, f"{path.name}: {used - known}"
         for command in re.findall(r"(?:`|\n|&& )tailfin ([a-z]+)", text):
-            assert command in re.findall(r"^  (\w+)  ", cli.HELP, re.MULTILINE), command
+            assert command in re.findall(r"^  (\w+)  ", options.HELP, re.MULTILINE), command
         for link in re.findall(r"\]\(([^)#h][^)]*)\)", text):
             assert (path.parent / link).exists(), link

@@ -9,7 +9,7 @@ from tailfin import methods
 Options = dict[str, float]
 DEFAULTS: dict[str, tuple[Options, Options, Options]] = {
     # The centroids' temperature and both weights: solo/losses/nnclr.py and solo/methods/all4one.py. At 224 px
-    # scripts/pretrain/imagenet-100/all4one.yml has a queue of 98340, which its batch of 128 has to divide and does not.
+    # scripts/pretrain/imagenet-100/all4one.yml has a queue of 98340, which its batch of 128 does not divide.
     "all4one": (
         {
             "temperature": 0.2,

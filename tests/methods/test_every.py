@@ -16,7 +16,7 @@ from tailfin.methods.base import Method, Moment
 IMAGES, FEATURES = 64, 12
 every = pytest.mark.parametrize("name", methods.names())
 
-LARGE = {"all4one": 1024}
+LARGE = {"all4one": 1024, "dcl": 6144, "simclr": 6144, "supcon": 2048}
 """What the large batch is where 8192 images take too long."""
 
 
