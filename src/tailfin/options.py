@@ -8,7 +8,7 @@ import tyro
 from tailfin.training.config import Config, Open
 
 HELP = """\
-tailfin: self-supervised pretraining of vision encoders, with momentum (EMA) on the parts where it pays.
+tailfin: self-supervised pretraining of vision encoders, with momentum (EMA) on the parts you choose.
 
 usage: tailfin COMMAND [OPTIONS]
 
