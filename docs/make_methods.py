@@ -169,6 +169,14 @@ def overview() -> list[str]:
         rows.append(
             [method.about.title, method.recipe.placement, *(found.get(each, "") for each in PLACEMENTS)]
         )
+    usual = done[0]["settings"]
+    for name, method in known():
+        own = next((row["settings"] for row in of(name, done)), usual)
+        if own["precision"] != usual["precision"] or own["method_options"]:
+            options = " ".join(f"{key} {value:g}" for key, value in own["method_options"].items())
+            said += (
+                f" {method.about.title} alone is in {own['precision']}, with `--method-options {options}`."
+            )
     if len(rows) < len(known()):
         said += f" {len(known()) - len(rows)} methods have not run yet."
     return ["", "## What ours gave", "", prose(said), "", *grid(head, rows), *across(), *shortfall()]
@@ -233,10 +241,16 @@ def shortfall() -> list[str]:
         "Not run longer yet": [title for title, row in short if row is None],
     }
     judged = [f"{words}: {', '.join(titles)}." for words, titles in lists.items() if titles]
-    usual = precisions(runs(STUDY))
-    if other := precisions(row for _, row in longest if row["settings"]["precision"] not in usual):
+    before = {name: published(name, method, runs(STUDY)) for name, method in known()}
+    changed = [
+        row
+        for _, row in longest
+        if (short_one := before[row["settings"]["method"]]) is not None
+        and short_one["settings"]["precision"] != row["settings"]["precision"]
+    ]
+    if changed:
         judged.append(
-            f"The runs in {other} differ from the short ones in precision too: those are in {usual}."
+            f"{len(changed)} of them are in {precisions(changed)} where the short run was in another precision."
         )
     return ["", prose(said), "", *grid(head, rows), "", prose(" ".join(judged))]
 

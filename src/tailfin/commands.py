@@ -139,7 +139,9 @@ def advise_only(config: Config) -> int:
     config = replace(config, momentum=AUTO)
     check(config)
     keep_freed_memory()
-    _say_advice(advise(config, load_data(config, find_device(config.device))))
+    data = load_data(config, find_device(config.device))
+    print(f"trains a short phase on {len(data.train)} images, and measures each part ten times", flush=True)
+    _say_advice(advise(config, data))
     return 0
 
 
@@ -153,7 +155,9 @@ def bench_only(config: Config) -> int:
         raise UserError(f"bench keeps nothing; leave out --out {config.out}")
     check(config)
     keep_freed_memory()
-    found = bench(config, load_data(config, find_device(config.device)))
+    data = load_data(config, find_device(config.device))
+    print(f"measures steps on {len(data.train)} images, about a minute where nothing else runs", flush=True)
+    found = bench(config, data)
     execution, total = found.execution, sum(found.phases.values())
     print(
         f"{device_name(execution.device)}, {execution.precision}, {execution.memory_format}, "
@@ -324,7 +328,7 @@ def _say_result(result: dict[str, Any], folder: RunFolder) -> None:
     )
     print(f"verdict: {result['verdict']['words']}")
     if result["skipped"]:
-        print(f"{result['skipped']} images could not be read: {folder.skipped}")
+        print(f"{_counted(result['skipped'], 'image')} could not be read: {folder.skipped}")
     print(f"backbone: {folder.encoder}")
     print(f"report: {folder.report}")
 

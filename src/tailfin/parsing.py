@@ -54,14 +54,13 @@ def parse(
 
 def value(words: Sequence[str], name: str) -> str | None:
     """What follows an option, as it was typed; None where the option or its value is missing."""
+    found = None  # of several the last one counts
     for place, word in enumerate(words):
         option, equals, given = word.partition("=")
         if option.replace("_", "-") == name:
-            if equals:
-                return given
-            if place + 1 < len(words):
-                return words[place + 1]
-    return None
+            following = words[place + 1] if place + 1 < len(words) else "--"
+            found = given if equals else None if following.startswith("--") else following
+    return found
 
 
 def _message(box: str, words: Sequence[str], hints: Mapping[str, Any]) -> str:

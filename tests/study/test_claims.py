@@ -76,7 +76,7 @@ def test_c1(tmp_path: Path, effects: dict[str, float], state: str, words: str) -
 def test_c1_speaks_of_methods_published_without_momentum_alone(tmp_path: Path) -> None:
     grid = GRID + 'method = ["byol"]\n'
     found = verdict(tmp_path, "C1", noisy(by(all=3.0)), grid=grid)
-    assert (found.state, found.words) == ("not tested", "no run that the claim speaks of")
+    assert (found.state, found.words) == ("not tested", "no finished run that the claim speaks of")
 
 
 @pytest.mark.parametrize(

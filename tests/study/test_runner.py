@@ -171,7 +171,7 @@ def test_a_signal_is_passed_on_once_and_the_cells_save(
     lines = said(tmp_path, process)
     passed = signal.SIGTERM if number == signal.SIGHUP else number
     assert lines[-1] == f"ended 0 {int(passed)}"
-    assert "stopping 2 running cells; they save what they have" in lines
+    assert "stopping what runs (2); it saves what it has" in lines
     stories = [session.story(cell) for cell in session.cells]
     assert [story for story in stories if story] == [["begun 3", "stopped 1"]] * 2
 

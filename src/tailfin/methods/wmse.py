@@ -72,13 +72,13 @@ class WMSE(Method):
         """`sub_batch` samples are whitened at once; `shrinkage` is the share of the identity in their covariance.
 
         Raises:
-            ValueError: If `sub_batch` is below 2 or `shrinkage` not between 0 and 1.
+            ValueError: If `sub_batch` is below 2 or `shrinkage` not in [1e-10, 1).
         """
         super().__init__(hidden, out)
         if sub_batch < 2:
             raise ValueError(f"sub_batch {sub_batch}; must be 2 or more")
-        if not 0 < shrinkage < 1:
-            raise ValueError(f"shrinkage {shrinkage}; must be above 0 and below 1")
+        if not 1e-10 <= shrinkage < 1:  # below, factors of covariances of rank 1 fail in float64 too
+            raise ValueError(f"shrinkage {shrinkage}; must be 1e-10 or more and below 1")
         self.sub_batch = sub_batch
         self.shrinkage = shrinkage
 

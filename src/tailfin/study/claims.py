@@ -74,7 +74,9 @@ def judge(claim: Claim, contexts: Sequence[Context]) -> Verdict:
     tested = [finding for finding in found if finding.state != "not tested"]
     if not tested:
         reasons = list(dict.fromkeys(finding.words for finding in found))
-        return Verdict("not tested", "; ".join(reasons) or "no run that the claim speaks of", tuple(found))
+        return Verdict(
+            "not tested", "; ".join(reasons) or "no finished run that the claim speaks of", tuple(found)
+        )
     state = next(s for s in WEAKEST_FIRST if any(finding.state == s for finding in tested))
     if len(tested) == 1:
         return Verdict(state, f"{tested[0].context}: {tested[0].words}", tuple(found))

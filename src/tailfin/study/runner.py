@@ -232,7 +232,7 @@ class Runner:
         for child in self.children:
             child.process.send_signal(number)
         if self.children:
-            self.say(f"stopping {len(self.children)} running cells; they save what they have")
+            self.say(f"stopping what runs ({len(self.children)}); it saves what it has")
 
 
 def _popen(

@@ -48,8 +48,8 @@ def keep_freed_memory() -> None:
 def search_kernels(device: torch.device) -> None:
     """Have cuDNN time its kernels on each shape that is new to it and keep the fastest; on a CPU nothing happens.
 
-    A run's shapes are fixed, so that the search is paid for once. No figure of what it gains exists yet: no GPU was
-    at hand. Another process may choose other kernels, which differ in rounding.
+    A run's shapes are fixed, so that the search is paid for once. What it gains has not been measured.
+    Another process may choose other kernels, which differ in rounding.
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
