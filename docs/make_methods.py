@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from statistics import median
 from textwrap import fill
 
 from tailfin import methods
@@ -330,9 +329,10 @@ def figures(row: Row) -> str:
 
 
 def untrained(rows: Sequence[Row]) -> str:
-    """The untrained encoder's accuracies: it is the same in all runs of one seed but for the last bits."""
-    linear, knn = (median(row[f"{name}_untrained"] for row in rows) for name in ("linear", "knn"))
-    return f"{linear:.1f} ({knn:.1f})"
+    """The untrained encoder's accuracies, from least to most: last bits may have the probe choose another penalty."""
+    seen = [sorted({f"{row[f'{name}_untrained']:.1f}" for row in rows}) for name in ("linear", "knn")]
+    linear, knn = (" to ".join(dict.fromkeys((each[0], each[-1]))) for each in seen)
+    return f"{linear} ({knn})"
 
 
 def number(value: float) -> str:

@@ -147,9 +147,8 @@ def _study(words: list[str]) -> int:
             f"--method {chosen.method} is no FILE.py:CLASS; the study file says which methods run, and --method "
             "that one of them is in a file of yours"
         )
-    os.environ.pop(
-        methods.TRUSTED, None
-    )  # a study's cells may run what this command line names, and nothing else
+    # A study's cells may run what this command line names, and nothing else.
+    os.environ.pop(methods.TRUSTED, None)
     if trusted is not None:
         os.environ[methods.TRUSTED] = trusted
     out = None if chosen.out is None else Path(chosen.out)
