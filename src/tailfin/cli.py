@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -139,7 +138,6 @@ def _report(words: list[str]) -> int:
 def _study(words: list[str]) -> int:
     trusted = _trust(words)
     chosen = parse(Study, words, "study", options.STUDY)
-    from tailfin import methods
     from tailfin.study.command import Options, study
 
     if chosen.method is not None and trusted is None:
@@ -147,10 +145,6 @@ def _study(words: list[str]) -> int:
             f"--method {chosen.method} is no FILE.py:CLASS; the study file says which methods run, and --method "
             "that one of them is in a file of yours"
         )
-    # A study's cells may run what this command line names, and nothing else.
-    os.environ.pop(methods.TRUSTED, None)
-    if trusted is not None:
-        os.environ[methods.TRUSTED] = trusted
     out = None if chosen.out is None else Path(chosen.out)
     return study(
         Options(

@@ -91,6 +91,31 @@ def test_loss_and_gradient_are_finite(name: str, count: int, kind: str, dtype: t
         assert views[0].grad is not None
 
 
+def without_autocast(module: nn.Module) -> None:
+    plain = module.forward
+
+    def forward(*inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return plain(*inputs)
+
+    module.forward = forward  # type: ignore[method-assign]
+
+
+@every
+def test_autocast_reaches_the_heads_and_nothing_else_of_the_loss(name: str) -> None:
+    losses = []
+    for autocast in (False, True):
+        method = make(name)
+        for head in method.children():
+            without_autocast(head)
+        for step in range(3):
+            torch.manual_seed(step)
+            views = random_views(width(method), 16, step)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                losses.append(take(method, step, tuple(view.requires_grad_() for view in views)))
+    assert torch.equal(torch.stack(losses[:3]), torch.stack(losses[3:]))
+
+
 @every
 def test_a_batch_of_8192_has_a_finite_loss_and_gradient(name: str) -> None:
     count = LARGE.get(name, 8192)

@@ -9,6 +9,8 @@ import pytest
 
 from tailfin import cli, commands, methods
 from tailfin.study import runner
+from tailfin.training.config import Config
+from tailfin.training.setup import make_method
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 SMALL = ["--limit", "64", "--epochs", "1", "--batch-size", "16", "--image-size", "16", "--device", "cpu"]
@@ -124,6 +126,19 @@ def test_what_a_method_lacks_is_told_before_any_image_is_read(
     assert (said, error.count("\n")) == ("", 1)
 
 
+def test_a_constructor_may_pass_further_arguments_on_and_its_own_mistakes_keep_their_line(mine: str) -> None:
+    file = Path(mine.rpartition(":")[0])
+    code = file.read_text()
+    head = next(line for line in code.splitlines() if "def __init__" in line)
+    file.write_text(code.replace(head, head.replace(") -> None", ", **more: float) -> None")))
+    cls = methods.load(methods.trust(mine))
+    method = make_method(cls, Config(method=mine, method_options={"weight": 2.0}), features=8, images=64)
+    assert (method.hidden, method.weight) == (32, 2.0)
+    monster = type("Monster", (cls,), {"__init__": lambda self, hidden=None, out=None: len(3)})
+    with pytest.raises(TypeError, match="has no len"):
+        make_method(monster, Config(method=mine), features=8, images=64)
+
+
 @pytest.mark.parametrize(
     ("end", "message"),
     [
@@ -151,6 +166,7 @@ import sys
 from pathlib import Path
 from tailfin import methods
 from tailfin.training.config import read
+methods.trust(sys.argv[sys.argv.index("--method") + 1])
 sys.exit(f"loaded {methods.load(read(Path(sys.argv[2])).method).__name__}")
 """
 
@@ -159,7 +175,6 @@ def test_the_cells_of_a_study_load_it_if_it_is_named(
     mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(methods.TRUSTED, "")  # so that what the command leaves there is taken back
     monkeypatch.setattr(runner, "PROGRAM", (sys.executable, "-c", LOADING))
     (tmp_path / "s.toml").write_text(
         'tailfin_study = 1\ntitle = "T"\nquestion = "Q?"\n[settings]\nmethod = "mine.py:Spread"\n'

@@ -185,3 +185,50 @@ def test_as_many_series_as_there_are_methods_look_different() -> None:
     styles = [study_plots.style(index) for index in range(32)]
     assert len(set(styles)) == 32
     assert len({marker for _, marker in styles[:8]}) == 8
+
+
+def heights(svg: str) -> float:
+    match = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)
+    assert match is not None
+    return float(match[1])
+
+
+def test_a_picture_grows_with_its_legend() -> None:
+    def tall(kind: str, count: int) -> float:
+        series = [Series(f"method{n}", [Point("a", 1.0 + n, None, None)]) for n in range(count)]
+        plot = (
+            profile("x", [("y", series)], axis="part", caption="C.")
+            if kind == "profile"
+            else scatter("x", [(each, [1.0]) for each in series], axes_names=("x", "y"), caption="C.")
+        )
+        assert plot is not None
+        return heights(plot.svg)
+
+    for kind in ("profile", "scatter"):
+        assert tall(kind, 24) - tall(kind, 3) == pytest.approx(72 * 7 * study_plots.LEGEND_LINE, abs=0.1)
+
+
+@pytest.mark.parametrize(("largest", "logarithmic"), [(1.0, False), (100.0, True)])
+def test_one_value_far_above_the_others_does_not_flatten_them(largest: float, logarithmic: bool) -> None:
+    points = [Point(f"part{n}", value, None, None) for n, value in enumerate((0.1, 0.1, 0.2, largest))]
+    plot = profile("x", [("y", [Series("s", points)])], axis="part", caption="C.")
+    assert plot is not None
+    assert (r"10^" in plot.svg or "baseline-shift" in plot.svg) == logarithmic
+
+
+def test_in_a_crowd_labels_without_room_are_left_out_and_that_is_told() -> None:
+    names = [f"layer{place}" for place in range(study_plots.CROWD + 1)]
+    points = [Point(name, 50.0, None, None) for name in names]
+    plot = scatter("x", [(Series("s", points), [1.0] * len(names))], axes_names=("x", "y"), caption="C.")
+    assert plot is not None
+    assert 0 < len(re.findall(r">layer\d+<", plot.svg)) < len(names)
+    assert plot.caption.endswith("Labels without room are left out.")
+
+
+def test_many_comparisons_are_folded_away(content: StudyContent) -> None:
+    for count, folded in ((8, False), (9, True)):
+        findings = [(f"method{n}", "supported", "higher", (f"+{n}",)) for n in range(count)]
+        page = read(render(replace(content, claims=[replace(content.claims[0], findings=findings)])))
+        assert len(section(page, "c1").all("details")) == folded
+        assert f"{count} comparisons" in section(page, "c1").text() or not folded
+        assert "method7: higher" in section(page, "c1").text()

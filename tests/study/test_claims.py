@@ -310,3 +310,17 @@ def test_the_page_names_the_decay_and_the_untrained_encoder(tmp_path: Path) -> N
     assert "momentum" not in dict(content.settings)
     place = list(content.arms.heads).index("untrained, %")
     assert {row[place] for row in content.arms.rows} == {"25.00"}
+
+
+def test_contexts_of_which_the_same_is_said_share_a_line(tmp_path: Path) -> None:
+    study = design(
+        tmp_path, '[grid]\nmethod = ["simclr", "byol", "dcl"]\nmomentum = ["all", "projector"]\nseed = [0, 1]\n'
+    )
+    made = rows(study, noisy(by()))
+    claims = {
+        c.id: c for c in summary.content(study, study.progress(made), made, [], "tailfin study x").claims
+    }
+    [(who, state, words, figures)] = claims["C3"].findings
+    assert (who, state, figures) == ("simclr, byol, dcl", "not tested", ())
+    assert words == "no arm with momentum in the first parts alone"
+    assert len(claims["C1"].findings) == 2  # those of SimCLR and DCL have figures of their own

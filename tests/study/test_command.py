@@ -372,7 +372,8 @@ def test_every_study_in_the_repository_is_sound() -> None:
     assert files
     for path in files:
         design = Design(read_study(path), Compute("cpu", "fp32", "contiguous"))
-        assert {"none", "stopgrad"} <= {each.momentum for each in design.variants}
+        momenta = {each.momentum for each in design.variants}
+        assert len(momenta) == 1 or {"none", "stopgrad"} <= momenta
         assert path.read_text().startswith("# ")
         assert f"tailfin study studies/{path.name}" in path.read_text()
 

@@ -165,7 +165,7 @@ class Method(nn.Module):
         """
         recipe = cls.recipe_at(image_size)
         parameters = signature(cls).parameters.values()
-        values = {p.name: p.default for p in parameters}
+        values = {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         hidden, out = (recipe.hidden, recipe.out) if in_features >= WIDE else (4 * in_features, 128)
         return {**values, **recipe.options, "hidden": hidden, "out": out}
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tailfin.branch import Branch
+from tailfin.methods._contrast import log_partition
 from tailfin.methods.base import About, Method, Recipe, check_temperature, crossings, full_precision, unit
 
 
@@ -97,20 +98,24 @@ def supervised_contrast(online: Branch, target: Branch, labels: Tensor, temperat
     """
     crossings(online, target)
     with full_precision(online.projections[0]):
-        keys = torch.cat([unit(projection) for projection in target.projections])
+        views = [unit(projection) for projection in target.projections]
+        keys = torch.cat(views)
         # A few kilobytes are staged by the driver: the host need not wait for the device.
         labels = labels.to(keys.device, non_blocking=True)
-        count, views = len(labels), len(target.projections)
-        friends = (labels[:, None] == labels).repeat(1, views)
-        itself = torch.eye(count * views, dtype=torch.bool, device=keys.device)
+        friends = (labels[:, None] == labels).float()
+        places = torch.arange(len(labels), device=keys.device)
+        # The sum over positives of z . k is z . (sum of k): no matrix of similarities is kept for it.
+        of_class, fellows = friends @ torch.stack(views).sum(dim=0), len(views) * friends.sum(dim=1)
         losses, counted = [], []
         for i, projection in enumerate(online.projections):
+            anchors = unit(projection)
             # A small crop has no counterpart in the target.
-            own = itself[i * count : (i + 1) * count] if i < views else torch.zeros_like(friends)
-            logits = unit(projection) @ keys.T / temperature
-            spread = logits.masked_fill(own, -torch.inf).logsumexp(dim=1, keepdim=True)
-            positive = friends & ~own
-            total = ((spread - logits) * positive).sum(dim=1)
-            losses.append(total / positive.sum(dim=1).clamp(min=1))
-            counted.append(positive.any(dim=1))
+            own = views[i] if i < len(views) else None
+            positives = fellows if own is None else fellows - 1
+            attraction = (anchors * (of_class if own is None else of_class - own)).sum(dim=1) / temperature
+            absent = None if own is None else (i * len(labels) + places)[:, None]
+            spread = log_partition(anchors, keys, temperature, absent)
+            met = positives > 0
+            losses.append(torch.where(met, spread - attraction / positives.clamp(min=1), 0.0))
+            counted.append(met)
     return torch.cat(losses).sum() / torch.cat(counted).sum()

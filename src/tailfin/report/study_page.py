@@ -14,6 +14,9 @@ SYMBOLS = {
     "not tested": ("none", "–"),
 }
 
+MANY = 8
+"""More comparisons than so many are folded away beneath the verdict."""
+
 CSS = """
 a { color: var(--blue); }
 .scroll { overflow-x: auto; }
@@ -178,6 +181,8 @@ def _claim(claim: ClaimSection, command: str) -> str:
         + f"{_evidence(evidence)}</div>\n"
         for context, state, words, evidence in claim.findings
     )
+    if len(claim.findings) > MANY:
+        findings = f"<details><summary>{len(claim.findings)} comparisons</summary>\n{findings}</details>"
     figure = '<p class="missing">No finished run has what this picture shows.</p>'
     if claim.plot:
         figure = f"<figure>{claim.plot.svg}<figcaption>{escape(claim.plot.caption)}</figcaption></figure>"

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -24,8 +25,14 @@ def style(index: int) -> tuple[str, str]:
 BARS = "Markers are means over seeds, bars 95 % Student t intervals; hollow markers have one seed and no interval."
 LEGEND = 66
 """Characters that a line of the legend takes, six of them for each marker."""
+LEGEND_LINE = 0.2
+"""Height of one, in inches, by which a picture grows: a long legend must not take the points' room."""
 LABEL = 7.5
 """Size of a label within a scatter plot, in points of 1/72 inch."""
+CROWD = 24
+"""From more points than this on, a label that would cover something or lie far from its point is left out."""
+OUTLYING = 30
+"""Where the largest value is more than so many times the median one, the axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,11 @@ def profile(
                     first = each.name if order == 0 else None
                     _marker(axes, point, index, (place, point.mean), "y", first)
             axes.set_ylabel(what)
-            axes.set_ylim(bottom=0)
+            means = [point.mean for each in series for point in each.points]
+            if min(means) > 0 and max(means) > OUTLYING * median(means):
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0)
             axes.set_xticks(range(len(labels)), labels)
         stack[-1].set_xlabel(axis)
         figure.align_ylabels()
@@ -148,9 +159,7 @@ def scatter(
     if not series:
         return None
     with plots.style():
-        # A long legend must not take the points' room.
-        tall = 4.2 + 0.17 * max(0, len(series) - 3)
-        figure = Figure(figsize=(plots.WIDTH, tall), layout="constrained")
+        figure = Figure(figsize=(plots.WIDTH, 4.0), layout="constrained")
         axes = figure.add_subplot()
         if zero:
             axes.axhline(0, color=INK, linewidth=0.9)
@@ -164,8 +173,10 @@ def scatter(
         axes.margins(x=0.15)
         cut = _frame_means(axes, [point for _, point in points])
         _legend(figure, axes, len(series) > 1)
-        _labels(figure, axes, points)
-        return _finish(figure, name, f"{caption} {BARS}{' Some bars go beyond the picture.' if cut else ''}")
+        notes = " Some bars go beyond the picture." if cut else ""
+        if _labels(figure, axes, points) < len(points):
+            notes += " Labels without room are left out."
+        return _finish(figure, name, f"{caption} {BARS}{notes}")
 
 
 def _frame_means(axes: Axes, points: Sequence[Point]) -> bool:
@@ -202,8 +213,12 @@ def _marker(
     )
 
 
-def _labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, Point]]) -> None:
-    """Write each point's label beside it, where it covers no marker, bar or other label as far as possible."""
+def _labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, Point]]) -> int:
+    """Write each point's label beside it, where it covers no marker, bar or other label as far as possible.
+
+    Returns:
+        How many were written; all of them where there is no crowd.
+    """
     figure.draw_without_rendering()  # places the axes
     scale = figure.dpi / 72
     places = [axes.transData.transform((x, point.mean)) for x, point in points]
@@ -213,6 +228,7 @@ def _labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, Point]]) -
             (across, below), (_, above) = axes.transData.transform([(x, point.low), (x, point.high)])
             taken.append((across - scale, below, across + scale, above))
     left, bottom, right, top = axes.bbox.extents
+    written = 0
     # From the upper end down, so that a bundle of points gets its labels in the points' order.
     for index in sorted(range(len(points)), key=lambda i: -points[i][1].mean):
         x, y = places[index]
@@ -229,7 +245,10 @@ def _labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, Point]]) -
             if best is None or cost < best[0]:
                 best = (cost, distance, box)
         assert best is not None  # there are candidates
-        _, distance, box = best
+        cost, distance, box = best
+        if len(points) > CROWD and cost > 16:  # beyond the two nearest rings, or over something
+            continue
+        written += 1
         taken.append((box[0] - 3 * scale, box[1], box[2] + 3 * scale, box[3]))  # the space between two words
         label = axes.annotate(
             points[index][1].label,
@@ -241,6 +260,7 @@ def _labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, Point]]) -
             arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5} if distance > 8 else None,
         )
         label.set_in_layout(False)
+    return written
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
@@ -255,6 +275,7 @@ def _legend(figure: Figure, axes: Axes, wanted: bool) -> None:
         handles, names = axes.get_legend_handles_labels()
         columns = max(1, min(3, LEGEND // (max(map(len, names)) + 6)))
         figure.legend(handles, names, loc="outside upper center", ncols=columns)
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * -(-len(names) // columns))
 
 
 def _finish(figure: Figure, name: str, caption: str) -> Plot:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tailfin import methods
 from tailfin.data.load import NAMES
 from tailfin.errors import UserError
 from tailfin.files import write_json
@@ -220,7 +221,8 @@ def measure(
                     }
                 )
             )
-            words = [sys.executable, "-m", "tailfin.study.probe", str(asked), str(told)]
+            own = sorted({config.method for config in group if methods.is_file(config.method)})
+            words = [sys.executable, "-m", "tailfin.study.probe", str(asked), str(told), *own]
             process = subprocess.Popen(
                 words, env=environment(jobs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )

@@ -1,4 +1,4 @@
-"""A few steps of some runs, measured: `python -m tailfin.study.probe ASKED TOLD`, both JSON.
+"""A few steps of some runs, measured: `python -m tailfin.study.probe ASKED TOLD [FILE.py:CLASS ...]`, both JSON.
 
 It is a process of its own, so that what it allocates is gone before the first cell starts.
 """
@@ -6,12 +6,14 @@ It is a process of its own, so that what it allocates is gone before the first c
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from tailfin import methods
 from tailfin.data.split import random_subset
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.errors import UserError
@@ -91,9 +93,11 @@ def _some(images: ImageSet, share: float) -> ImageSet:
     return images.subset(random_subset(len(images), max(50, round(share * len(images))), 0, images.labels))
 
 
-def main(asked: Path, told: Path) -> None:
-    """Measure what the file `asked` names and write it to `told`."""
+def main(asked: Path, told: Path, own: Sequence[str]) -> None:
+    """Measure what the file `asked` names and write it to `told`; `own` are methods of the user's to trust."""
     keep_freed_memory()
+    for name in own:
+        methods.trust(name)
     content = json.loads(asked.read_text())
     found, held = [], None
     for values in content["configs"]:
@@ -110,6 +114,6 @@ def main(asked: Path, told: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main(*map(Path, sys.argv[1:]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     except UserError as error:
         sys.exit(f"tailfin: {error}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Literal
 
+from tailfin import methods
 from tailfin.files import make_folder
 from tailfin.study import lock
 from tailfin.study.cells import Cell
@@ -207,6 +208,8 @@ class Runner:
             workers = cell.config.workers or threads
             settings.save(replace(cell.config, data=location, workers=workers, judge=judge), asked)
             words += ["--config", str(asked), "--out", str(folder.path)]
+        # The study's own command line named it, or no cell of it would be known.
+        words += ["--method", cell.config.method] if methods.is_file(cell.config.method) else []
         errors = folder.path / "stderr.log"
         with (folder.path / "stdout.log").open("ab") as out, errors.open("ab") as err:
             start = err.tell()

@@ -12,7 +12,7 @@ from tailfin.study import cells, origins
 from tailfin.study.arms import METRICS, Arm, contexts, depth
 from tailfin.study.claims import CLAIMS, judge
 from tailfin.study.design import Design, Progress, Row, arm_key
-from tailfin.study.findings import METRIC
+from tailfin.study.findings import METRIC, Finding, State
 from tailfin.study.pictures import picture
 from tailfin.study.statistics import Difference, Estimate, estimate, holm, paired
 from tailfin.training.config import Config
@@ -40,7 +40,6 @@ def content(
     claims = []
     for claim in CLAIMS:
         verdict = judge(claim, here)
-        findings = [(f.context, f.state, f.words, f.evidence) for f in verdict.findings]
         claims.append(
             ClaimSection(
                 claim.id,
@@ -48,7 +47,7 @@ def content(
                 claim.rule,
                 verdict.state,
                 verdict.words,
-                findings,
+                _united(verdict.findings),
                 picture(claim.id, here),
             )
         )
@@ -73,6 +72,14 @@ def content(
         ],
         command=command,
     )
+
+
+def _united(findings: Sequence[Finding]) -> list[tuple[str, State, str, tuple[str, ...]]]:
+    """Context, verdict, reason and figures; contexts of which the same is said share a line."""
+    same: dict[tuple[State, str, tuple[str, ...]], list[str]] = {}
+    for each in findings:
+        same.setdefault((each.state, each.words, each.evidence), []).append(each.context)
+    return [(", ".join(names), *said) for said, names in same.items()]
 
 
 def gather(design: Design, progress: Progress, rows: Mapping[str, Row]) -> dict[tuple[str, str], Arm]:

@@ -4,7 +4,7 @@ import copy
 import math
 import zlib
 from dataclasses import dataclass, replace
-from inspect import Parameter
+from inspect import Parameter, signature
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
@@ -289,11 +289,13 @@ def make_method(method_type: type[Method], config: Config, *, features: int, ima
             raise UserError(f"--method-options {name} is {value}; it must be a whole number")
         options[name] = kind(value)
     try:
+        signature(method_type).bind(**options)
+    except TypeError as error:  # of a user's own method: its constructor takes other arguments
+        raise UserError(f"--method {config.method} cannot be made: {error}") from None
+    try:
         return method_type(**options)
     except ValueError as error:
         raise UserError(f"--method-options of {config.method}: {error}") from None
-    except TypeError as error:  # of a user's own method: its constructor takes other arguments
-        raise UserError(f"--method {config.method} cannot be made: {error}") from None
 
 
 def _views(name: str, config: Config) -> tuple[ViewRecipe, ...]:
