@@ -168,14 +168,13 @@ def overview() -> list[str]:
         rows.append(
             [method.about.title, method.recipe.placement, *(found.get(each, "") for each in PLACEMENTS)]
         )
-    usual = done[0]["settings"]
+    titles: dict[str, list[str]] = {}
     for name, method in known():
-        own = next((row["settings"] for row in of(name, done)), usual)
-        if own["precision"] != usual["precision"] or own["method_options"]:
-            options = " ".join(f"{key} {value:g}" for key, value in own["method_options"].items())
-            said += (
-                f" {method.about.title} alone is in {own['precision']}, with `--method-options {options}`."
-            )
+        for row in of(name, done)[:1]:
+            titles.setdefault(row["settings"]["precision"], []).append(method.about.title + own_options(row))
+    usual, *others = sorted(titles, key=lambda precision: -len(titles[precision]))
+    for precision in others:
+        said += f" In {precision}: {', '.join(titles[precision])}; in {usual}: the others."
     if len(rows) < len(known()):
         said += f" {len(known()) - len(rows)} methods have not run yet."
     return ["", "## What ours gave", "", prose(said), "", *grid(head, rows), *across(), *shortfall()]
@@ -212,7 +211,7 @@ def shortfall() -> list[str]:
     short = [
         (method.about.title, published(name, method, runs(LONGER)))
         for name, method in known()
-        if (row := published(name, method, runs(STUDY))) is not None and gain(row) < GAIN
+        if any(gain(row) < GAIN for row in published(name, method, runs(STUDY)))
     ]
     if not short:
         return []
@@ -220,7 +219,7 @@ def shortfall() -> list[str]:
         f"With the published placement less than {GAIN:g} points of the linear probe above the untrained encoder: "
         f"{', '.join(title for title, _ in short)}."
     )
-    longest = [(title, row) for title, row in short if row is not None]
+    longest = [(title + other_rate(row), row) for title, rows in short for row in rows]
     if not longest:
         return ["", prose(said)]
     said += (
@@ -237,16 +236,11 @@ def shortfall() -> list[str]:
             title for title, row in longest if gain(row) >= GAIN
         ],
         "Still less": [title for title, row in longest if gain(row) < GAIN],
-        "Not run longer yet": [title for title, row in short if row is None],
+        "Not run longer yet": [title for title, rows in short if not rows],
     }
     judged = [f"{words}: {', '.join(titles)}." for words, titles in lists.items() if titles]
-    before = {name: published(name, method, runs(STUDY)) for name, method in known()}
-    changed = [
-        row
-        for _, row in longest
-        if (short_one := before[row["settings"]["method"]]) is not None
-        and short_one["settings"]["precision"] != row["settings"]["precision"]
-    ]
+    before = {row["settings"]["method"]: row["settings"]["precision"] for row in runs(STUDY)}
+    changed = [row for _, row in longest if before[row["settings"]["method"]] != row["settings"]["precision"]]
     if changed:
         judged.append(
             f"{len(changed)} of them are in {precisions(changed)} where the short run was in another precision."
@@ -257,15 +251,17 @@ def shortfall() -> list[str]:
 def measured(name: str, method: type[Method]) -> list[str]:
     """The same of one method, in a sentence a study."""
     said = []
-    own, longest = of(name, runs(STUDY)), published(name, method, runs(LONGER))
+    own = of(name, runs(STUDY))
     if own:
         found = "; ".join(f"{row['settings']['momentum']} {figures(row)}" for row in own)
         said.append(f"Ours after {budget(own[0])}, linear (kNN): {found}; untrained {untrained(own)}.")
-    if longest is not None:
-        usual, here = precisions(own), precisions([longest])
+    for row in published(name, method, runs(LONGER)):
+        usual, here = precisions(own), precisions([row])
         other = f", in {here} instead of {usual}" if usual not in ("", here) else ""
-        found = f"{longest['settings']['momentum']} {figures(longest)}"
-        said.append(f"Longer, after {budget(longest)}{other}: {found}; untrained {untrained([longest])}.")
+        found = f"{row['settings']['momentum']} {figures(row)}"
+        said.append(
+            f"Longer, after {budget(row)}{other_rate(row)}{other}: {found}; untrained {untrained([row])}."
+        )
     return [line for each in said for line in ("", prose(each))]
 
 
@@ -274,12 +270,13 @@ def precisions(rows: Iterable[Row]) -> str:
     return " and ".join(sorted({row["settings"]["precision"] for row in rows}))
 
 
-def published(name: str, method: type[Method], rows: Sequence[Row]) -> Row | None:
-    """The method's run with the published placement, the longest of them."""
+def published(name: str, method: type[Method], rows: Sequence[Row]) -> list[Row]:
+    """The method's longest runs with the published placement: the one at the common learning rate, then others."""
     placement = method.recipe.placement
     wanted = "stopgrad" if placement == "none" and method.stop_gradient else placement
     found = [row for row in of(name, rows) if row["settings"]["momentum"] == wanted]
-    return max(found, key=lambda row: row["settings"]["epochs"], default=None)
+    most = max((row["settings"]["epochs"] for row in found), default=0)
+    return sorted((row for row in found if row["settings"]["epochs"] == most), key=other_rate)
 
 
 def of(name: str, rows: Sequence[Row]) -> list[Row]:
@@ -312,6 +309,12 @@ def budget(row: Row) -> str:
 def lasting(row: Row) -> str:
     """How long a run was."""
     return f"{row['settings']['epochs']} epochs{own_options(row)}"
+
+
+def other_rate(row: Row) -> str:
+    """The learning rate of a run, where it is not the common one."""
+    rate = row["settings"]["lr"]
+    return "" if rate == runs(STUDY)[0]["settings"]["lr"] else f" at lr {rate:g}"
 
 
 def own_options(row: Row) -> str:
