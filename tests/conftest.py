@@ -1,8 +1,14 @@
 """What every test shares."""
 
+import functools
 import signal
+from pathlib import Path
 
+import pytest
 import torch
+from PIL import Image
+
+from tailfin.data import shapes
 
 # Tests run many tiny operations: handing them between threads costs more than it saves.
 torch.set_num_threads(1)
@@ -11,3 +17,19 @@ torch.set_num_threads(1)
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _usual)
+
+# Drawing 8,000 shapes takes seconds, and many tests want the same ones.
+shapes.list_shapes = functools.cache(shapes.list_shapes)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two classes of 24 tiny PNG files each."""
+    generator = torch.Generator().manual_seed(0)
+    for place in range(48):
+        image = torch.randint(0, 160, (12, 12, 3), generator=generator, dtype=torch.uint8)
+        image[3:9, 3:9] += 90 * (place % 2)
+        folder = tmp_path / "photos" / ("plain", "square")[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(folder / f"{place:03d}.png")
+    return tmp_path / "photos"

@@ -19,9 +19,8 @@ every = pytest.mark.parametrize("name", methods.names())
 LARGE = {"all4one": 1024, "dcl": 6144, "simclr": 6144, "supcon": 2048}
 """What the large batch is where a step of 8192 images takes too long on one core.
 
-SupCon's takes 17 s and 4.3 GB, it keeps all similarities; All4One's 11 s and 3.0 GB, its transformer sees 20 rows an
-image (at its published width 47 s and 11 GB were seen); DCL's and SimCLR's 12 s, and from 5793 images on they take
-their anchors in pieces as at 8192.
+All4One's takes 11 s and 3.0 GB, its transformer sees 20 rows an image (at its published width 47 s and 11 GB were
+seen); DCL's, SimCLR's and SupCon's 12 s and more. From 5793 images on these take their anchors in pieces as at 8192.
 """
 
 

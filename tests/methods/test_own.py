@@ -13,7 +13,10 @@ from tailfin.training.config import Config
 from tailfin.training.setup import make_method
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
-SMALL = ["--limit", "64", "--epochs", "1", "--batch-size", "16", "--image-size", "16", "--device", "cpu"]
+SMALL = (
+    "--limit 64 --epochs 1 --batch-size 16 --image-size 16 --backbone resnet10w2 --precision fp32 "
+    "--memory-format contiguous --device cpu"
+).split()
 
 
 def run(*words: str) -> int:
@@ -38,10 +41,15 @@ def test_the_page_is_what_the_methods_say() -> None:
 
 
 def test_the_one_in_the_docs_trains_and_runs_again_only_if_named_again(
-    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mine: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = str(tmp_path / "run")
-    assert run("pretrain", *SMALL, "--method", mine, "--momentum", "projector", "--out", out) == 0
+    words = ["--data", str(photos), "--method", mine, "--momentum", "projector", "--out", out]
+    assert run("pretrain", *SMALL, *words) == 0
     (tmp_path / "run" / "result.json").unlink()  # else there is nothing to go on with
     capsys.readouterr()
     for words in (["pretrain", "--resume", out], ["evaluate", out]):

@@ -64,7 +64,7 @@ def test_a_healthy_run_shows_no_sign(signs: Signs) -> None:
 def test_what_keeps_a_method_from_collapsing_taken_away(
     signs: Signs, method: str, momentum: str, options: dict[str, float]
 ) -> None:
-    found = signs(method=method, momentum=momentum, optimizer="sgd", lr=0.3, method_options=options)
+    found = signs(method=method, momentum=momentum, optimizer="sgd", lr=0.3, method_options=options, epochs=8)
     assert found[0].state == "collapsing"
     assert "completely since step 50" in found[0].words
 
@@ -84,13 +84,13 @@ def test_a_learning_rate_made_too_high_is_unstable(signs: Signs) -> None:
 
 
 def test_an_average_longer_than_the_run_is_a_stale_target(signs: Signs) -> None:
-    (found,) = signs(momentum="all", decay=0.99999)
+    (found,) = signs(momentum="all", decay=0.99999, epochs=6)
     assert found.state == "target stale"
-    assert "100,000 updates, and the run has 300 steps" in found.words
+    assert "100,000 updates, and the run has 120 steps" in found.words
 
 
 def test_an_average_of_nearly_nothing_is_a_target_too_fast(signs: Signs) -> None:
-    (found,) = signs(momentum="all", decay=0.05)
+    (found,) = signs(momentum="all", decay=0.05, epochs=6)
     assert found.state == "target too fast"
 
 

@@ -314,7 +314,8 @@ def test_the_page_names_the_decay_and_the_untrained_encoder(tmp_path: Path) -> N
 
 def test_contexts_of_which_the_same_is_said_share_a_line(tmp_path: Path) -> None:
     study = design(
-        tmp_path, '[grid]\nmethod = ["simclr", "byol", "dcl"]\nmomentum = ["all", "projector"]\nseed = [0, 1]\n'
+        tmp_path,
+        '[grid]\nmethod = ["simclr", "byol", "dcl"]\nmomentum = ["all", "projector"]\nseed = [0, 1]\n',
     )
     made = rows(study, noisy(by()))
     claims = {

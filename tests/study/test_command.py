@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
 
 from tailfin import cli
 from tailfin.study import compute, runner, table
@@ -211,19 +209,6 @@ def test_help_explains_by_examples(tailfin: Run) -> None:
     code, said, _ = tailfin("study", "--help")
     assert code == 0
     assert "tailfin study studies/cpu-placement.toml --plan" in said
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """A folder of two classes of tiny PNG files."""
-    generator = torch.Generator().manual_seed(0)
-    for place in range(60):
-        image = torch.randint(0, 160, (12, 12, 3), generator=generator, dtype=torch.uint8)
-        image[3:9, 3:9] += 90 * (place % 2)
-        folder = tmp_path / "photos" / ("plain", "square")[place % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.numpy()).save(folder / f"{place:03d}.png")
-    return tmp_path / "photos"
 
 
 REAL = (

@@ -1,11 +1,9 @@
 """A tiny data set and settings that train in a second."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.training.config import Config
@@ -44,15 +42,3 @@ def settings() -> Callable[..., Config]:
         return Config(**{**values, **changes})  # type: ignore[arg-type]
 
     return make
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """A folder of two classes of tiny PNG files."""
-    root = tmp_path / "photos"
-    images = tiny_images(40, 0)
-    for place, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
-        folder = root / images.classes[int(label)]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{place:03d}.png")
-    return root
