@@ -171,7 +171,9 @@ def overview() -> list[str]:
     titles: dict[str, list[str]] = {}
     for name, method in known():
         for row in of(name, done)[:1]:
-            titles.setdefault(row["settings"]["precision"], []).append(method.about.title + own_options(row))
+            titles.setdefault(row["settings"]["precision"], []).append(method.about.title)
+            if options := own_options(row):
+                said += f" {method.about.title} has {options.strip(' ()')}."
     usual, *others = sorted(titles, key=lambda precision: -len(titles[precision]))
     for precision in others:
         said += f" In {precision}: {', '.join(titles[precision])}; in {usual}: the others."

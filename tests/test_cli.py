@@ -163,7 +163,7 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
     assert "no labels" in (tmp_path / "r" / "report.html").read_text()
     code, _, err = tailfin("evaluate", tmp_path / "r")
     assert (code, "no labels to judge with" in err) == (2, True)
-    code, said, _ = tailfin("evaluate", tmp_path / "r", "--data", photos)
+    code, said, _ = tailfin("evaluate", tmp_path / "r", "--data", photos, "--limit", "30")
     assert (code, "backbone momentum" in said) == (0, True)
 
 

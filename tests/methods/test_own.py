@@ -2,13 +2,15 @@
 
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from tailfin import cli, commands, methods
-from tailfin.study import runner
+from tailfin.errors import UserError
+from tailfin.study import compute, probe, runner
 from tailfin.training.config import Config
 from tailfin.training.setup import make_method
 
@@ -169,13 +171,44 @@ def test_a_loss_that_is_none_is_one_line(
     assert error.count("\n") == 1
 
 
+def test_what_measures_the_cells_of_a_study_runs_the_methods_that_it_is_given_and_no_other(
+    mine: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Here:
+        """The process of the probe, in this one."""
+
+        returncode = 0
+
+        def __init__(self, words: list[str], **_: object) -> None:
+            monkeypatch.setattr(methods, "_trusted", {})
+            place = words.index("tailfin.study.probe")
+            asked, told, *own = words[place + 1 :]
+            probe.main(Path(asked), Path(told), own if named else [])
+
+        def communicate(self) -> tuple[str, str]:
+            return "", ""
+
+    monkeypatch.setattr(compute.subprocess, "Popen", Here)
+    small = Config(
+        data=str(photos), batch_size=8, image_size=16, backbone="resnet10w2", precision="fp32",
+        memory_format="contiguous", device="cpu", method=methods.trust(mine),
+    )  # fmt: skip
+    named = True
+    [told] = compute.measure([[small]], 1, steps=1, judging=False)
+    assert told["training"] > 0
+    named = False
+    with pytest.raises(UserError, match="its code runs only if you name it"):
+        compute.measure([[small]], 1, steps=1, judging=False)
+
+
 LOADING = """
 import sys
 from pathlib import Path
 from tailfin import methods
 from tailfin.training.config import read
 methods.trust(sys.argv[sys.argv.index("--method") + 1])
-sys.exit(f"loaded {methods.load(read(Path(sys.argv[2])).method).__name__}")
+config = Path(sys.argv[2]) / "config.toml" if sys.argv[1] == "--resume" else Path(sys.argv[2])
+sys.exit(f"loaded {methods.load(read(config).method).__name__} {sys.argv[1]}")
 """
 
 
@@ -193,6 +226,10 @@ def test_the_cells_of_a_study_load_it_if_it_is_named(
     assert "its code runs only if you name it: add --method mine.py:Spread" in capsys.readouterr().err
     assert run("study", "s.toml", "--method", "simclr") == 2
     assert "the study file says which methods run" in capsys.readouterr().err
-    assert run("study", "s.toml", "--method", mine, "--jobs", "1") == 1
-    assert re.search(r"failed: mine\.py_Spread-none-seed0: loaded Spread;", capsys.readouterr().out)
+    for how in ("--config", "--resume"):  # begun, and then interrupted
+        assert run("study", "s.toml", "--method", mine, "--jobs", "1") == 1
+        said = capsys.readouterr().out
+        assert re.search(rf"failed: mine\.py_Spread-none-seed0: loaded Spread {how};", said)
+        [folder] = (tmp_path / "results" / "s" / "cells").glob("mine*")
+        shutil.copy(folder / "asked.toml", folder / "config.toml")
     assert f"tailfin study s.toml --method {mine}" in (tmp_path / "results" / "s" / "report.md").read_text()

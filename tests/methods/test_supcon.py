@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailfin.branch import Branch
+from tailfin.methods import _contrast
 from tailfin.methods.base import Moment
 from tailfin.methods.simclr import nt_xent
 from tailfin.methods.supcon import SupCon, supervised_contrast
@@ -50,14 +51,45 @@ def slow(online: Tensor, target: Tensor, labels: list[int], temperature: float) 
     st.integers(1, 2),
     st.lists(st.integers(0, 3), min_size=2, max_size=7),
     st.sampled_from([0.07, 0.5]),
+    st.sampled_from([2**26, 30, 1]),
     seeds,
 )
-def test_it_is_the_formula(
-    views: int, targets: int, labels: list[int], temperature: float, seed: int
+def test_it_is_the_formula_whole_and_in_pieces(
+    views: int, targets: int, labels: list[int], temperature: float, most: int, seed: int
 ) -> None:
     online, target = draw(seed, views, len(labels), 5), 3 * draw(seed + 1, targets, len(labels), 5)
-    got = supervised_contrast(branch(online), branch(target), torch.tensor(labels), temperature)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_contrast, "MOST_SIMILARITIES", most)
+        got = supervised_contrast(branch(online), branch(target), torch.tensor(labels), temperature)
     assert float(got) == pytest.approx(slow(online, target, labels, temperature), rel=1e-4, abs=1e-5)
+
+
+def test_gradients_in_pieces_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, found = torch.tensor([0, 1, 0, 2, 1]), []
+    for most in (2**26, 7):
+        monkeypatch.setattr(_contrast, "MOST_SIMILARITIES", most)
+        online, target = draw(0, 4, 5, 3).requires_grad_(), draw(1, 2, 5, 3).requires_grad_()
+        loss = supervised_contrast(branch(online), branch(target), labels, 0.2)
+        found.append(torch.autograd.grad(loss, (online, target)))
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(whole, pieces)
+
+
+def test_the_gradient_keeps_its_digits_where_a_class_is_nearly_one_point() -> None:
+    labels = torch.zeros(64, dtype=torch.long)
+    views = draw(0, 1, 1, 16) + 0.01 * draw(1, 2, 64, 16)
+    found = []
+    for kind in (torch.float32, torch.float64):
+        here = views.to(kind).requires_grad_()
+        rows = F.normalize(here, dim=-1).flatten(0, 1)
+        if kind == torch.float32:
+            loss = supervised_contrast(branch(here), branch(here), labels, 0.1)
+        else:
+            logits = (rows @ rows.T / 0.1).masked_fill(torch.eye(128, dtype=torch.bool), -torch.inf)
+            logs = logits.log_softmax(dim=1).masked_fill(torch.eye(128, dtype=torch.bool), 0.0)
+            loss = -logs.sum(dim=1).mean() / 127
+        found.append(torch.autograd.grad(loss, here)[0].double())
+    assert (found[0] - found[1]).norm() < 0.05 * found[1].norm()
 
 
 @pytest.mark.parametrize(("temperature", "want"), [(0.2, 5.0739293), (0.07, 13.4439802)])

@@ -23,7 +23,7 @@ def content() -> StudyContent:
     plot = intervals(
         "accuracies", SERIES, axis="accuracy (%)", caption="Accuracy & more.", lines=[(50, "half")]
     )
-    unjudged = [("simclr", "not tested", "no record", ())]
+    unjudged = [(["simclr"], "not tested", "no record", ())]
     claims = [
         ClaimSection(
             "C1",
@@ -32,8 +32,8 @@ def content() -> StudyContent:
             "no difference found",
             "of 2 comparisons: none",
             [
-                ("simclr", "supported", "higher", ("all - none: +2.00",)),
-                ("byol", "not supported", "lower", ()),
+                (["simclr"], "supported", "higher", ("all - none: +2.00",)),
+                (["byol"], "not supported", "lower", ()),
             ],
             plot,
         ),
@@ -227,8 +227,15 @@ def test_in_a_crowd_labels_without_room_are_left_out_and_that_is_told() -> None:
 
 def test_many_comparisons_are_folded_away(content: StudyContent) -> None:
     for count, folded in ((8, False), (9, True)):
-        findings = [(f"method{n}", "supported", "higher", (f"+{n}",)) for n in range(count)]
+        findings = [([f"method{n}", f"twin{n}"], "supported", "higher", (f"+{n}",)) for n in range(count)]
         page = read(render(replace(content, claims=[replace(content.claims[0], findings=findings)])))
         assert len(section(page, "c1").all("details")) == folded
-        assert f"{count} comparisons" in section(page, "c1").text() or not folded
-        assert "method7: higher" in section(page, "c1").text()
+        assert f"{2 * count} comparisons" in section(page, "c1").text() or not folded
+        assert "method7; twin7: higher" in section(page, "c1").text()
+
+
+def test_the_comparisons_of_a_single_finding_are_named_where_there_are_several(content: StudyContent) -> None:
+    for names, named in ((["simclr"], False), (["simclr", "byol"], True)):
+        claim = replace(content.claims[1], findings=[(names, "not tested", "no record", ())])
+        page = read(render(replace(content, claims=[claim])))
+        assert ("simclr; byol: no record" in section(page, "c2").text()) == named

@@ -53,8 +53,9 @@ def signs(shapes: Dataset, tmp_path: Path) -> Signs:
     return train
 
 
-def test_a_healthy_run_shows_no_sign(signs: Signs) -> None:
-    assert signs(momentum="projector") == []
+@pytest.mark.parametrize(("momentum", "epochs"), [("projector", 15), ("all", 6)])
+def test_a_healthy_run_shows_no_sign(signs: Signs, momentum: str, epochs: int) -> None:
+    assert signs(momentum=momentum, epochs=epochs, decay=0.9) == []
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,6 @@ def test_contexts_of_which_the_same_is_said_share_a_line(tmp_path: Path) -> None
         c.id: c for c in summary.content(study, study.progress(made), made, [], "tailfin study x").claims
     }
     [(who, state, words, figures)] = claims["C3"].findings
-    assert (who, state, figures) == ("simclr, byol, dcl", "not tested", ())
+    assert (who, state, figures) == (["simclr", "byol", "dcl"], "not tested", ())
     assert words == "no arm with momentum in the first parts alone"
     assert len(claims["C1"].findings) == 2  # those of SimCLR and DCL have figures of their own

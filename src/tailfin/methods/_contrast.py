@@ -1,4 +1,11 @@
-"""What the contrastive losses share: the sum over all keys, without the whole matrix of similarities."""
+"""What the contrastive losses share: sums over all keys, without the whole matrix of similarities.
+
+Where there are more of them than `MOST_SIMILARITIES`, anchors are taken some at a time, and their similarities
+computed again for the gradient: memory then grows with the batch and not with its square. Up to there each sum keeps
+its matrix for the gradient.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,31 +18,40 @@ MOST_SIMILARITIES = 2**26
 def log_partition(anchors: Tensor, keys: Tensor, temperature: float, absent: Tensor | None = None) -> Tensor:
     """log of the sum over keys of exp(anchor . key / temperature), float32 [N].
 
-    Where there are more than `MOST_SIMILARITIES`, anchors are taken some at a time, and their similarities computed
-    again for the gradient: memory then grows with the batch and not with its square. Up to there each sum keeps its
-    matrix for the gradient.
-
     Args:
         anchors: float32 [N, P].
         keys: float32 [M, P].
         temperature: Divides the products.
         absent: int64 [N, A], places of the keys that each anchor does not meet; None for none.
     """
-    step = max(1, MOST_SIMILARITIES // len(keys))
-    if len(anchors) <= step:
-        return _piece(anchors, keys, temperature, absent)
-    pieces = []
-    for start in range(0, len(anchors), step):
-        own = None if absent is None else absent[start : start + step]
-        some = anchors[start : start + step]
-        pieces.append(
-            checkpoint(_piece, some, keys, temperature, own, use_reentrant=False, preserve_rng_state=False)
+
+    def some(anchors: Tensor, *absent: Tensor) -> Tensor:
+        logits = anchors @ keys.T / temperature
+        for places in absent:
+            logits = logits.scatter(1, places, -torch.inf)
+        return logits.logsumexp(dim=1)
+
+    return in_pieces(some, len(keys), anchors, *(() if absent is None else (absent,)))
+
+
+def in_pieces(some: Callable[..., Tensor], keys: int, *rows: Tensor) -> Tensor:
+    """`some(*rows)`, whose rows are each computed from their own rows alone, [N, ...].
+
+    Args:
+        some: Compares the rows that it is given with all keys.
+        keys: How many keys there are.
+        rows: Tensors of N rows each.
+    """
+    step = max(1, MOST_SIMILARITIES // keys)
+    if len(rows[0]) <= step:
+        return some(*rows)
+    pieces = [
+        checkpoint(
+            some,
+            *(each[start : start + step] for each in rows),
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
+        for start in range(0, len(rows[0]), step)
+    ]
     return torch.cat(pieces)
-
-
-def _piece(anchors: Tensor, keys: Tensor, temperature: float, absent: Tensor | None) -> Tensor:
-    logits = anchors @ keys.T / temperature
-    if absent is not None:
-        logits = logits.scatter(1, absent, -torch.inf)
-    return logits.logsumexp(dim=1)

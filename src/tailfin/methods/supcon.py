@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tailfin.branch import Branch
-from tailfin.methods._contrast import log_partition
+from tailfin.methods._contrast import in_pieces
 from tailfin.methods.base import About, Method, Recipe, check_temperature, crossings, full_precision, unit
 
 
@@ -98,24 +98,29 @@ def supervised_contrast(online: Branch, target: Branch, labels: Tensor, temperat
     """
     crossings(online, target)
     with full_precision(online.projections[0]):
-        views = [unit(projection) for projection in target.projections]
-        keys = torch.cat(views)
+        keys = torch.cat([unit(projection) for projection in target.projections])
         # A few kilobytes are staged by the driver: the host need not wait for the device.
         labels = labels.to(keys.device, non_blocking=True)
-        friends = (labels[:, None] == labels).float()
-        places = torch.arange(len(labels), device=keys.device)
-        # The sum over positives of z . k is z . (sum of k): no matrix of similarities is kept for it.
-        of_class, fellows = friends @ torch.stack(views).sum(dim=0), len(views) * friends.sum(dim=1)
-        losses, counted = [], []
-        for i, projection in enumerate(online.projections):
-            anchors = unit(projection)
-            # A small crop has no counterpart in the target.
-            own = views[i] if i < len(views) else None
-            positives = fellows if own is None else fellows - 1
-            attraction = (anchors * (of_class if own is None else of_class - own)).sum(dim=1) / temperature
-            absent = None if own is None else (i * len(labels) + places)[:, None]
-            spread = log_partition(anchors, keys, temperature, absent)
-            met = positives > 0
-            losses.append(torch.where(met, spread - attraction / positives.clamp(min=1), 0.0))
-            counted.append(met)
-    return torch.cat(losses).sum() / torch.cat(counted).sum()
+        count, views = len(labels), len(target.projections)
+        classes = labels.repeat(views)
+
+        def some(anchors: Tensor, labels: Tensor, *itself: Tensor) -> Tensor:
+            """The loss of each anchor, and 1 where it has a positive."""
+            logits = anchors @ keys.T / temperature
+            rivals, positive = logits, labels[:, None] == classes
+            for places in itself:
+                rivals, positive = rivals.scatter(1, places, -torch.inf), positive.scatter(1, places, False)
+            # Each difference weighed by itself: sums of logits would cancel where a class is one point.
+            total = ((rivals.logsumexp(dim=1, keepdim=True) - logits) * positive).sum(dim=1)
+            number = positive.sum(dim=1)
+            return torch.stack((total / number.clamp(min=1), number.clamp(max=1)), dim=1)
+
+        places = torch.arange(count * views, device=keys.device)[:, None]
+        losses = torch.cat(
+            [
+                # A small crop has no counterpart in the target.
+                in_pieces(some, len(keys), unit(each), labels, *places.split(count)[i : i + 1])
+                for i, each in enumerate(online.projections)
+            ]
+        )
+    return losses[:, 0].sum() / losses[:, 1].sum()

@@ -15,7 +15,7 @@ SYMBOLS = {
 }
 
 MANY = 8
-"""More comparisons than so many are folded away beneath the verdict."""
+"""More findings than so many are folded away beneath the verdict."""
 
 CSS = """
 a { color: var(--blue); }
@@ -64,7 +64,7 @@ class ClaimSection:
         id, title: The claim.
         rule: What the verdict is by.
         state, words: The verdict, a key of SYMBOLS, and why.
-        findings: For each comparison: what was compared, its verdict, why, and the figures.
+        findings: What is said, and of which comparisons: their names, the verdict, why, and the figures.
         plot: The picture; None where there is nothing to draw.
     """
 
@@ -73,7 +73,7 @@ class ClaimSection:
     rule: str
     state: str
     words: str
-    findings: Sequence[tuple[str, str, str, Sequence[str]]]
+    findings: Sequence[tuple[Sequence[str], str, str, Sequence[str]]]
     plot: Plot | None
 
 
@@ -174,15 +174,16 @@ def _heading(claim: ClaimSection) -> str:
 
 
 def _claim(claim: ClaimSection, command: str) -> str:
-    alone = len(claim.findings) == 1  # its verdict is the claim's, and stands above already
+    count = sum(len(names) for names, *_ in claim.findings)
+    alone = count == 1  # its verdict is the claim's, and stands above already
     findings = "".join(
         '<div class="finding">'
-        + ("" if alone else f"{_badge(state)} {escape(context)}: {escape(words)}\n")
+        + ("" if alone else f"{_badge(state)} {escape('; '.join(names))}: {escape(words)}\n")
         + f"{_evidence(evidence)}</div>\n"
-        for context, state, words, evidence in claim.findings
+        for names, state, words, evidence in claim.findings
     )
     if len(claim.findings) > MANY:
-        findings = f"<details><summary>{len(claim.findings)} comparisons</summary>\n{findings}</details>"
+        findings = f"<details><summary>{count} comparisons</summary>\n{findings}</details>"
     figure = '<p class="missing">No finished run has what this picture shows.</p>'
     if claim.plot:
         figure = f"<figure>{claim.plot.svg}<figcaption>{escape(claim.plot.caption)}</figcaption></figure>"

@@ -32,7 +32,7 @@ LABEL = 7.5
 CROWD = 24
 """From more points than this on, a label that would cover something or lie far from its point is left out."""
 OUTLYING = 30
-"""Where the largest value is more than so many times the median one, the axis is logarithmic."""
+"""Where the largest of values above 0 is more than so many times the median one, the axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def profile(
     with plots.style():
         figure = Figure(figsize=(plots.WIDTH, 0.7 + 1.75 * len(panels)), layout="constrained")
         stack = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        logarithmic = ""
         for axes, (what, series) in zip(stack, panels, strict=True):
             for index, each in enumerate(series):
                 colour, _ = style(index)
@@ -129,13 +130,15 @@ def profile(
             means = [point.mean for each in series for point in each.points]
             if min(means) > 0 and max(means) > OUTLYING * median(means):
                 axes.set_yscale("log")
+                axes.set_ylim(min(means) / 3, 3 * max(means))
+                logarithmic = " Where one value lies far above the others, the vertical axis is logarithmic."
             else:
                 axes.set_ylim(bottom=0)
             axes.set_xticks(range(len(labels)), labels)
         stack[-1].set_xlabel(axis)
         figure.align_ylabels()
         _legend(figure, stack[0], any(len(series) > 1 for _, series in panels))
-        return _finish(figure, name, f"{caption} {BARS}")
+        return _finish(figure, name, f"{caption} {BARS}{logarithmic}")
 
 
 def scatter(
@@ -246,7 +249,7 @@ def _labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, Point]]) -
                 best = (cost, distance, box)
         assert best is not None  # there are candidates
         cost, distance, box = best
-        if len(points) > CROWD and cost > 16:  # beyond the two nearest rings, or over something
+        if len(points) > CROWD and cost > 16:  # beyond the two nearest rings, or over much
             continue
         written += 1
         taken.append((box[0] - 3 * scale, box[1], box[2] + 3 * scale, box[3]))  # the space between two words

@@ -184,7 +184,9 @@ def _free_on_gpus() -> list[int]:
     program = (
         "import torch; print(*(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))"
     )
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", program], check=True, capture_output=True, text=True
+    ).stdout
     return [int(word) for word in told.split()]
 
 
@@ -222,7 +224,7 @@ def measure(
                 )
             )
             own = sorted({config.method for config in group if methods.is_file(config.method)})
-            words = [sys.executable, "-m", "tailfin.study.probe", str(asked), str(told), *own]
+            words = [sys.executable, "-P", "-m", "tailfin.study.probe", str(asked), str(told), *own]
             process = subprocess.Popen(
                 words, env=environment(jobs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )

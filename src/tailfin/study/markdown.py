@@ -20,8 +20,8 @@ def render(content: StudyContent) -> str:
     for claim in content.claims:
         if claim.findings:
             lines += [f"## {claim.id}: {claim.title}", "", claim.rule, ""]
-            for context, state, words, evidence in claim.findings:
-                lines += [f"- {_text(context)}: **{state}**. {_text(words)}"]
+            for names, state, words, evidence in claim.findings:
+                lines += [f"- {_text('; '.join(names))}: **{state}**. {_text(words)}"]
                 lines += [f"    - {_text(line)}" for line in evidence]
             lines.append("")
     lines += ["## Arms", "", *_table(content.arms)]

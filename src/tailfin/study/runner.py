@@ -19,7 +19,8 @@ from tailfin.training import config as settings
 from tailfin.training.folder import RunFolder
 
 POLL_SECONDS = 0.2
-PROGRAM = (sys.executable, "-m", "tailfin", "pretrain")
+PROGRAM = (sys.executable, "-P", "-m", "tailfin", "pretrain")
+"""Without -P, a statistics.py in the folder that a study is started in would run in place of Python's own."""
 
 State = Literal["to do", "interrupted", "done", "running"]
 

@@ -74,12 +74,12 @@ def content(
     )
 
 
-def _united(findings: Sequence[Finding]) -> list[tuple[str, State, str, tuple[str, ...]]]:
-    """Context, verdict, reason and figures; contexts of which the same is said share a line."""
+def _united(findings: Sequence[Finding]) -> list[tuple[Sequence[str], State, str, tuple[str, ...]]]:
+    """Contexts of which the same is said, the verdict, its reason and the figures."""
     same: dict[tuple[State, str, tuple[str, ...]], list[str]] = {}
     for each in findings:
         same.setdefault((each.state, each.words, each.evidence), []).append(each.context)
-    return [(", ".join(names), *said) for said, names in same.items()]
+    return [(names, *said) for said, names in same.items()]
 
 
 def gather(design: Design, progress: Progress, rows: Mapping[str, Row]) -> dict[tuple[str, str], Arm]:
