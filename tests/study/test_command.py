@@ -306,6 +306,7 @@ def test_a_plan_measures_and_runs_nothing(tailfin: Run, photos: Path, tmp_path: 
     assert total is not None
     # Four equal cells on three places take as long as two one after the other.
     assert float(total[2]) == pytest.approx(float(total[1]) / 2, abs=0.11)
+    assert said.startswith("measures 1 kind of cells for a few steps\n")
     assert re.search(r"memory: up to 0\.\d GiB a cell, ", said)
     assert not (tmp_path / "results").exists()
 

@@ -210,6 +210,8 @@ def measure(
     Raises:
         UserError: A configuration that cannot run, with its own words.
     """
+    kinds = sum(map(len, groups))
+    print(f"measures {kinds} kind{'s' if kinds > 1 else ''} of cells for a few steps", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for index, group in enumerate(groups):
