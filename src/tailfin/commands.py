@@ -156,7 +156,10 @@ def bench_only(config: Config) -> int:
     check(config)
     keep_freed_memory()
     data = load_data(config, find_device(config.device))
-    print(f"measures steps on {len(data.train)} images, about a minute where nothing else runs", flush=True)
+    print(
+        f"measures steps on {len(data.train)} images: a minute or, where a step takes seconds, some 60 of them",
+        flush=True,
+    )
     found = bench(config, data)
     execution, total = found.execution, sum(found.phases.values())
     print(
