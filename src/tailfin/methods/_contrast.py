@@ -46,12 +46,7 @@ def in_pieces(some: Callable[..., Tensor], keys: int, *rows: Tensor) -> Tensor:
     if len(rows[0]) <= step:
         return some(*rows)
     pieces = [
-        checkpoint(
-            some,
-            *(each[start : start + step] for each in rows),
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        for start in range(0, len(rows[0]), step)
+        checkpoint(some, *piece, use_reentrant=False, preserve_rng_state=False)
+        for piece in zip(*(each.split(step) for each in rows), strict=True)
     ]
     return torch.cat(pieces)
