@@ -27,3 +27,11 @@ def nearest(value: str, names: Iterable[str]) -> str:
     written = {name.lower(): name for name in names}
     near = difflib.get_close_matches(value.lower(), list(written), n=1, cutoff=0.5)
     return f"; did you mean {written[near[0]]!r}?" if near else ""
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line, without anything that a terminal obeys: what is not printable is escaped, such as `\x1b`.
+
+    File names, and messages of libraries that quote a file, are a stranger's words.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
