@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tailfin.errors import UserError
 from tailfin.momentum.parts import Parts, split
@@ -158,7 +159,26 @@ def narrow_resnet(width: int = 16, *, channels: int = 3) -> nn.Module:
     # timm fixes the stem at 64 channels, which at width 16 would be half of all the work.
     model.conv1, model.bn1 = _conv(channels, width), nn.BatchNorm2d(width)
     model.layer1[0].conv1, model.layer1[0].downsample = _conv(width, width), None
+    for stage in (model.layer2, model.layer3, model.layer4):
+        strided = stage[0].downsample[0]
+        stage[0].downsample[0] = _EverySecond(strided.in_channels, strided.out_channels)
+        stage[0].downsample[0].weight = strided.weight
     return small_images(model)
+
+
+class _EverySecond(nn.Conv2d):
+    """A 1x1 convolution of stride 2 as one of stride 1 on every second pixel: the same values under the same key.
+
+    oneDNN 3.12 (torch 2.14) is broken in the other's backward with fewer than 8 or 16 channels, in fp32 and
+    channels_last: gradients off by 5 to 100 %, crashes, hangs, by CPU; docs/running.md has the shapes. This form was
+    right to 3e-7 on all. The pooling takes single pixels; indexing took 1.5 times as long.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, kernel_size=1, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(F.avg_pool2d(input, kernel_size=1, stride=2), self.weight)
 
 
 def small_images(model: nn.Module) -> nn.Module:
