@@ -102,7 +102,7 @@ def _train(config: Config, folder: RunFolder, moving: Collection[str], *, resume
     data = load_data(config, find_device(config.device))
     if config.momentum == AUTO:
         config = replace(config, momentum=_advised(config, data, folder))
-    setup = prepare(config, data)
+    setup = prepare(config, data, check=True)
     settings.save(setup.config, folder.config)
     folder.save_skipped(setup.data.skipped)
     _say_choices(setup, folder, moving)
@@ -309,9 +309,11 @@ def _say_choices(setup: Setup, folder: RunFolder, moving: Collection[str]) -> No
         where = f"; images on the {setup.images_on}{', for they do not fit on the device' if unfit else ''}"
     print(
         f"compute     {config.backbone} on {config.device}, {config.precision}, {config.memory_format}, "
-        f"{'compiled' if config.compile else 'not compiled'}{where}",
-        flush=True,
+        f"{'compiled' if config.compile else 'not compiled'}{where}"
     )
+    for line in setup.left_out:
+        print(f"            unsound here: {line}")
+    sys.stdout.flush()
 
 
 def _counted(number: int, noun: str) -> str:

@@ -157,6 +157,18 @@ def test_narrow_resnet_is_narrow_and_splits() -> None:
     assert torch.equal(tailfin.split(model).eval()(x), model(x))
 
 
+def test_the_shortcuts_of_narrow_resnets_are_convolutions_of_stride_2_under_their_usual_names() -> None:
+    model = narrow_resnet(4)
+    plain = copy.deepcopy(model)
+    for stage in (plain.layer2, plain.layer3, plain.layer4):
+        own = stage[0].downsample[0]
+        stage[0].downsample[0] = nn.Conv2d(own.in_channels, own.out_channels, 1, stride=2, bias=False)
+    plain.load_state_dict(model.state_dict(), strict=True)  # as an older version's file has it
+    for side in (12, 17, 32):
+        images = torch.randn(2, 3, side, side)
+        assert torch.equal(model.eval()(images), plain.eval()(images))
+
+
 def test_backbones_by_name() -> None:
     assert create("resnet10w8", image_size=32, channels=1)(torch.randn(2, 1, 32, 32)).shape == (2, 64)
     assert create("vit_tiny_patch16_224", image_size=64)(torch.randn(2, 3, 64, 64)).shape == (2, 192)

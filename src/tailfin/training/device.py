@@ -1,17 +1,13 @@
 """Where and how to compute: the device, and the precision and memory format that it runs fastest."""
 
-import copy
 import ctypes
-import math
 import os
 import re
 import resource
 import shutil
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +20,6 @@ Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-# A lower precision has to earn its rounding, and two runs of one study must not differ in it by noise: with 1.15, one
-# of two runs side by side on a CPU without AMX, where bf16 gains nothing, was given bf16.
-GAIN = 1.4
 
 
 def keep_freed_memory() -> None:
@@ -124,75 +116,3 @@ def find_compiler(device: torch.device) -> None:
         raise UserError(
             f"--compile needs a compiler on {device.type}: {named or ' or '.join(usual)} is not found"
         )
-
-
-def fastest(
-    model: nn.Module,
-    example: Tensor,
-    device: torch.device,
-    *,
-    precision: Precision | None = None,
-    memory_format: MemoryFormat | None = None,
-    repeats: int = 3,
-) -> Execution:
-    """How to run forward and backward of `model` fastest, measured on `example`; what is given is kept.
-
-    It also has cuDNN search for its kernels, see `search_kernels`: every run asks here before it computes.
-
-    bf16 is 4 times as fast as fp32 on CPUs with AMX and slower on others: only a measurement can tell. Ties go to
-    fp32 and channels_last.
-
-    Args:
-        model: Anything from images to a tensor; it is copied.
-        example: float32 images [N, C, H, W].
-        device: Where to measure.
-        precision, memory_format: Fixed where given.
-        repeats: Rounds in which each candidate runs once, in turn, after one to warm up; its fastest counts.
-    """
-    search_kernels(device)
-    precisions: list[Precision] = [precision] if precision else ["fp32", "bf16"]
-    # A tie goes to the first. channels_last was the faster for ResNets, each time and by 3 to 29 %; with contiguous
-    # first, the least of these was taken for a tie.
-    formats: list[MemoryFormat] = [memory_format] if memory_format else ["channels_last", "contiguous"]
-    candidates = [Execution(device, p, f) for p, f in product(precisions, formats)]
-    if len(candidates) == 1:
-        return candidates[0]
-    models = [candidate.place(copy.deepcopy(model)) for candidate in candidates]
-    rounds = [
-        [_seconds(candidate, own, example) for candidate, own in zip(candidates, models, strict=True)]
-        for _ in range(repeats + 1)
-    ]
-    if device.type == "cuda":
-        # Freed blocks stay with the allocator: they would be missing from the free memory that decides where the
-        # images go, and the most that the trials took would count as the run's own.
-        del models
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    times = [min(column) for column in zip(*rounds[1:], strict=True)]
-    if min(times) == math.inf:
-        raise torch.OutOfMemoryError("no precision and memory format fits in the device's memory")
-    best, least = candidates[0], times[0]
-    for candidate, seconds in zip(candidates[1:], times[1:], strict=True):
-        if seconds * (GAIN if candidate.precision != best.precision else 1.02) < least:
-            best, least = candidate, seconds
-    return best
-
-
-def _seconds(execution: Execution, model: nn.Module, example: Tensor) -> float:
-    """Of forward and backward; infinite where they do not fit in memory, as fp32 may where bf16 does."""
-    try:
-        images = execution.images(example.to(execution.device))
-        _wait(execution.device)
-        start = time.perf_counter()
-        with execution.autocast():
-            output = model(images)
-        output.float().square().mean().backward()
-        _wait(execution.device)
-    except torch.OutOfMemoryError:
-        return math.inf
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from tailfin import backbones, methods
 from tailfin.data.load import load
@@ -21,9 +20,9 @@ from tailfin.methods.base import Method, Moment
 from tailfin.momentum import Decay, MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR, Placement
 from tailfin.training import config as settings
-from tailfin.training import progress
+from tailfin.training import progress, trials
 from tailfin.training.config import Config
-from tailfin.training.device import Execution, fastest, find_device
+from tailfin.training.device import Execution, find_device, search_kernels
 from tailfin.training.feed import Feed, Place, place_for
 from tailfin.training.seeds import derive
 from tailfin.views import recipes
@@ -33,6 +32,9 @@ from tailfin.views.recipes import ViewRecipe
 WITHOUT_BATCH_NORM: tuple[settings.OptimizerName, float, float] = ("adamw", 1.5e-4, 0.1)
 """Optimizer, learning rate at batch 256 and weight decay of backbones such as ViT and ConvNeXt, whatever the method:
 MoCo v3's for ViT (arXiv 2104.02057, section 5). The methods' rows are for ResNets; on ViT LARS collapses."""
+
+
+TIMED_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Setup:
         execution: Device, precision, memory format.
         images_on: Where the training images are kept: what the settings ask for, where they fit.
         steps_per_epoch: Optimizer steps an epoch; the last, incomplete batch is left out.
+        left_out: Precisions and memory formats that are not sound on this machine, a line each.
     """
 
     config: Config
@@ -60,6 +63,7 @@ class Setup:
     execution: Execution
     images_on: Place
     steps_per_epoch: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def total_steps(self) -> int:
@@ -86,18 +90,19 @@ def load_data(config: Config, device: torch.device) -> Dataset:
         limit=config.limit,
         seed=config.seed,
         tolerate=config.tolerate,
-        cache=Path(config.cache).expanduser() if config.cache else None,
+        cache=cache_folder(config),
         workers=config.workers,
         progress=progress.decoding(),
     )
 
 
-def prepare(config: Config, data: Dataset | None = None) -> Setup:
+def prepare(config: Config, data: Dataset | None = None, *, check: bool = False) -> Setup:
     """Load data and build everything; choose what `config` leaves open.
 
     Args:
         config: Settings.
         data: Already loaded images, or None to load them.
+        check: Hold the gradient against float64's also where precision and memory format are given.
 
     Raises:
         UserError: Settings that do not fit each other or the data.
@@ -119,13 +124,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
         )
     size, channels = cast(int, config.image_size), data.train.images.shape[1]
     encoder, method = build(config, method_type, channels, len(data.train), steps * config.epochs)
-    # A GPU is timed on what it will be given: with a few images it would time its launches. On CPUs a few suffice.
-    micro = config.batch_size // config.accumulate if device.type == "cuda" else 16
-    sample = data.train.images[: min(micro, len(data.train))].float().div(255)
-    example = nn.functional.interpolate(sample, size=(size, size))
-    execution = fastest(
-        encoder.parts, example, device, precision=config.precision, memory_format=config.memory_format
-    )
+    execution, left_out = _execution(config, channels, device, check=check)
     config = replace(config, precision=execution.precision, memory_format=execution.memory_format)
     execution.place(encoder)
     method.to(device)
@@ -140,7 +139,37 @@ def prepare(config: Config, data: Dataset | None = None) -> Setup:
     if config.compile:
         encoder.compile_parts()
     place = place_for(data.train, device, config.images_on)
-    return Setup(config, data, encoder, method, augment, local, execution, place, steps)
+    return Setup(config, data, encoder, method, augment, local, execution, place, steps, left_out)
+
+
+def _execution(
+    config: Config, channels: int, device: torch.device, *, check: bool
+) -> tuple[Execution, tuple[str, ...]]:
+    """How to compute, and what was left out for being unsound here."""
+    search_kernels(device)
+    precision, memory_format = config.precision, config.memory_format
+    if precision and memory_format and not check:
+        return Execution(device, precision, memory_format), ()
+    # A GPU is timed on what it will be given: with a few images it would time its launches. On CPUs a few suffice.
+    micro = config.batch_size // config.accumulate
+    answer = trials.fastest(
+        trials.Question(
+            backbone=cast(str, config.backbone),
+            image_size=cast(int, config.image_size),
+            channels=channels,
+            images=micro if device.type == "cuda" else min(micro, TIMED_IMAGES),
+            device=str(device),
+            precision=precision,
+            memory_format=memory_format,
+        ),
+        cache_folder(config),
+    )
+    return Execution(device, answer.precision, answer.memory_format), answer.left_out
+
+
+def cache_folder(config: Config) -> Path:
+    """Where decoded images, downloads and answers of trials are kept."""
+    return Path(config.cache or "~/.cache/tailfin").expanduser()
 
 
 def _check_local(
