@@ -158,15 +158,17 @@ def test_narrow_resnet_is_narrow_and_splits() -> None:
 
 
 def test_the_shortcuts_of_narrow_resnets_are_convolutions_of_stride_2_under_their_usual_names() -> None:
-    model = narrow_resnet(4)
+    model = narrow_resnet(4).double()
     plain = copy.deepcopy(model)
     for stage in (plain.layer2, plain.layer3, plain.layer4):
         own = stage[0].downsample[0]
-        stage[0].downsample[0] = nn.Conv2d(own.in_channels, own.out_channels, 1, stride=2, bias=False)
+        stage[0].downsample[0] = nn.Conv2d(
+            own.in_channels, own.out_channels, 1, stride=2, bias=False
+        ).double()
     plain.load_state_dict(model.state_dict(), strict=True)  # as an older version's file has it
     for side in (12, 17, 32):
-        images = torch.randn(2, 3, side, side)
-        assert torch.equal(model.eval()(images), plain.eval()(images))
+        images = torch.randn(2, 3, side, side, dtype=torch.float64)
+        torch.testing.assert_close(model.eval()(images), plain.eval()(images), rtol=1e-12, atol=1e-12)
 
 
 def test_backbones_by_name() -> None:
