@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _interrupt)  # so that what was begun is cleaned up
+        for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was begun is cleaned up
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
     try:
         sys.exit(_run(words))
     except UserError as error:

@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from tailfin.training import checkpoint, misfits
 from tailfin.training import config as settings
 from tailfin.training.advice import Advice, advise
 from tailfin.training.config import Config
-from tailfin.training.device import Execution, find_compiler, find_device, keep_freed_memory
-from tailfin.training.folder import RunFolder
+from tailfin.training.device import Execution, find_compiler, find_device, is_memory_full, keep_freed_memory
+from tailfin.training.folder import RunFolder, holds_a_run
 from tailfin.training.judging import Judge, Subject, device_name, judging_seed, scores
 from tailfin.training.loop import Diverged, Loop, Stopped
 from tailfin.training.misfits import AUTO
@@ -55,8 +54,18 @@ def pretrain(config: Config, resumed: Config | None, moving: Collection[str] = (
                 write_report(folder)
             print(f"{folder.path} is finished; its report is {folder.report}")
             return 0
+    with folder.writing() as freed:
+        if resumed is None and folder.config.exists():
+            raise holds_a_run(folder.path)  # made by another process since it was looked for
+        if freed:
+            print(f"removed {freed / 1e6:.1f} MB that a killed run had left in {folder.path}")
+        return _write(config, folder, moving, resumed=resumed is not None)
+
+
+def _write(config: Config, folder: RunFolder, moving: Collection[str], *, resumed: bool) -> int:
+    """Train and judge, and say what ends that too early; returns the exit code."""
     try:
-        return _train(config, folder, moving, resumed=resumed is not None)
+        return _train(config, folder, moving, resumed=resumed)
     except Stopped as stop:
         _say_how_to_go_on(stop, folder)
         return 128 + stop.signal
@@ -68,7 +77,9 @@ def pretrain(config: Config, resumed: Config | None, moving: Collection[str] = (
         write_report(folder, {"verdict": {"state": "diverged", "words": str(error), "evidence": []}})
         print(f"tailfin: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_memory_full(error):
+            raise
         size, more = config.batch_size, config.accumulate + 1
         finer = next((n for n in range(more, size // 2 + 1) if size % n == 0), None)
         advice = (
@@ -76,9 +87,6 @@ def pretrain(config: Config, resumed: Config | None, moving: Collection[str] = (
         ) + (", or leave the images to --images-on host" if config.images_on == "device" else "")
         print(f"tailfin: the device's memory is full at --batch-size {size}; {advice}", file=sys.stderr)
         return 1
-    finally:
-        with suppress(OSError):  # a folder that never became a run is not left behind
-            folder.path.rmdir()
 
 
 def _say_how_to_go_on(stopped: object, folder: RunFolder) -> None:

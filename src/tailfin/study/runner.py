@@ -11,9 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Literal
 
-from tailfin import methods
-from tailfin.files import make_folder
-from tailfin.study import lock
+from tailfin import lock, methods
+from tailfin.files import make_folder, open_to_append, write_atomically
 from tailfin.study.cells import Cell
 from tailfin.training import config as settings
 from tailfin.training.folder import RunFolder
@@ -40,7 +39,7 @@ class CellFolders:
         make_folder(self.path)
         ignore = self.path.parent / ".gitignore"
         if not ignore.exists():
-            ignore.write_text("/cells/\n", encoding="utf-8")
+            write_atomically(ignore, b"/cells/\n")
 
     def of(self, cell: Cell) -> RunFolder:
         """The cell's run folder, which need not exist."""
@@ -212,7 +211,7 @@ class Runner:
         # The study's own command line named it, or no cell of it would be known.
         words += ["--method", cell.config.method] if methods.is_file(cell.config.method) else []
         errors = folder.path / "stderr.log"
-        with (folder.path / "stdout.log").open("ab") as out, errors.open("ab") as err:
+        with open_to_append(folder.path / "stdout.log") as out, open_to_append(errors) as err:
             start = err.tell()
             process = _popen(words, self.slots[slot], out, err, handle)
         self.say(f"start   {folder.path.name}" + (" (goes on)" if "--resume" in words else ""))

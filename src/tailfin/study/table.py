@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tailfin import lock
 from tailfin.errors import UserError
 from tailfin.files import write_atomically
-from tailfin.study import cells, lock
+from tailfin.study import cells
 from tailfin.study.cells import Cell
 from tailfin.study.design import Row
 

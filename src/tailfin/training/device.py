@@ -56,6 +56,13 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def is_memory_full(error: Exception) -> bool:
+    """Whether it says that memory is full: a GPU's, or the host's, for which torch has no error of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 @dataclass(frozen=True)
 class Execution:
     """How to compute on a device.

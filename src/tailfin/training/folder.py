@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -10,9 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
+from tailfin import lock
 from tailfin.data.types import Skipped
 from tailfin.errors import UserError
-from tailfin.files import read_json_lines, write_atomically
+from tailfin.files import (
+    append,
+    cannot_write,
+    open_to_append,
+    read_json_lines,
+    remove_unfinished,
+    write_atomically,
+)
 from tailfin.momentum import MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR
 from tailfin.training import config as settings
@@ -36,6 +45,8 @@ class RunFolder:
         self.report = path / "report.html"
         self.skipped = path / "skipped.tsv"
         self.pictures = path / "pictures.safetensors"
+        self.encoder_momentum = path / "encoder-momentum.safetensors"
+        self.lock = path / ".lock"
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
@@ -47,17 +58,13 @@ class RunFolder:
         path = Path(config.out).expanduser() if config.out else Path("runs")
         folder = cls(path)
         if folder.config.exists():
-            raise UserError(
-                f"--out {path} holds a run already; go on with --resume {path}, or choose another folder"
-            )
+            raise holds_a_run(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if not config.out:
                 folder = cls(_claim(path, config))
         except OSError as error:
             raise UserError(f"cannot make the run folder {path}: {error.strerror}") from None
-        if not os.access(folder.path, os.W_OK):
-            raise UserError(f"cannot write to the run folder {folder.path}: permission denied")
         return folder
 
     @classmethod
@@ -73,6 +80,37 @@ class RunFolder:
             raise UserError(f"no run at {path}: the folder {reason}")
         return folder
 
+    @contextmanager
+    def writing(self) -> Iterator[int]:
+        """Be the only process that writes the run; readers go on as they like.
+
+        Yields the bytes that a killed writer had left and that were removed. A folder that never became a run is not
+        left behind.
+
+        Raises:
+            UserError: Another process writes it, or it cannot be written.
+        """
+        try:
+            handle = lock.acquire(self.lock)
+        except OSError as error:
+            raise cannot_write(self.lock, error) from None
+        if handle is None:
+            raise UserError(
+                f"{self.path} is being written by another process; wait for it, or choose another --out"
+            )
+        try:
+            # Not the report: `tailfin report` writes it too, at any time.
+            yield remove_unfinished(path for path in self._files() if path != self.report)
+        finally:
+            if not any(path.exists() for path in self._files()):
+                with suppress(OSError):
+                    self.lock.unlink()
+                    self.path.rmdir()
+            lock.release(handle)
+
+    def _files(self) -> list[Path]:
+        return [path for name, path in vars(self).items() if name not in ("path", "lock")]
+
     def read_config(self) -> Config:
         """The run's settings, `out` being where the folder lies now."""
         return replace(settings.read(self.config), out=str(self.path))
@@ -87,8 +125,7 @@ class RunFolder:
         """
         self._save_tensors(self.encoder, encoder.backbone_state_dict(), about)
         if any(name != PROJECTOR for name in encoder.placement.placed):
-            path = self.encoder.with_stem("encoder-momentum")
-            self._save_tensors(path, encoder.backbone_state_dict(momentum=True), about)
+            self._save_tensors(self.encoder_momentum, encoder.backbone_state_dict(momentum=True), about)
 
     def save_skipped(self, skipped: Sequence[Skipped]) -> None:
         """Write the images that could not be read, one a line: name, tab, reason."""
@@ -149,30 +186,38 @@ class RunFolder:
         return read_json_lines(self.stability)
 
 
+def holds_a_run(path: Path) -> UserError:
+    """The error of a new run where there is one."""
+    return UserError(
+        f"--out {path} holds a run already; go on with --resume {path}, or choose another folder"
+    )
+
+
 class Log:
     """A JSON-lines file that grows row by row; `length` bytes of it are kept, the rest belongs to lost steps."""
 
     def __init__(self, path: Path, length: int = 0) -> None:
-        self._file = path.open("ab")
-        if self._file.tell() < length:
+        self.path, self._file = path, open_to_append(path)
+        if self._file.seek(0, os.SEEK_END) < length:
             raise UserError(
                 f"{path} is shorter than when the checkpoint was written; the run cannot be resumed exactly"
             )
         self._file.truncate(length)
-        self._file.seek(0, os.SEEK_END)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add a row."""
-        self._file.write((json.dumps(dict(row), allow_nan=False) + "\n").encode())
+        append(self._file, self.path, (json.dumps(dict(row), allow_nan=False) + "\n").encode())
 
     def sync(self) -> int:
         """Put all rows on the disk; returns the file's length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        return self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close."""
         self._file.close()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tailfin.training.device import Execution, find_device, search_kernels
+from tailfin.training.device import Execution, find_device, is_memory_full, search_kernels
 
 # A lower precision has to earn its rounding, and two runs of one study must not differ in it by noise: with 1.15, one
 # of two runs side by side on a CPU without AMX, where bf16 gains nothing, was given bf16.
@@ -89,7 +89,9 @@ def _times(
         try:
             models[n] = candidates[n].place(copy.deepcopy(model))
             first[n] = _seconds(candidates[n], models[n], images)
-        except (torch.OutOfMemoryError, MemoryError):  # fp32 may not fit where bf16 does
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory_full(error):
+                raise
             models.pop(n, None)
             say({"full": n})
     hopeful = [n for n in first if first[n] < HOPELESS * min(first.values())]

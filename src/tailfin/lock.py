@@ -1,5 +1,6 @@
 """Locks that no crash leaves behind: the system drops them with the last process that holds the file."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -12,14 +13,25 @@ def acquire(path: Path) -> int | None:
 
     Returns:
         A file descriptor. A child that inherits it keeps the lock after this process has closed it or has died.
+
+    Raises:
+        OSError: The file cannot be made, or is a link.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+    while True:
+        handle = _open(path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError as error:
+            # Some network file systems know no locks: a run there is not guarded, and goes on.
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            return handle
+        if _is_at(path, handle):
+            return handle
+        os.close(handle)  # its last holder removed it in between: what is locked now is a file without a name
 
 
 def release(handle: int) -> None:
@@ -41,9 +53,21 @@ def is_held(path: Path) -> bool:
 @contextmanager
 def holding(path: Path) -> Iterator[None]:
     """Hold the lock, waiting for it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = _open(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, os.fstat(handle))
