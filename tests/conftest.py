@@ -1,7 +1,10 @@
 """What every test shares."""
 
 import functools
+import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,17 @@ from tailfin.data import shapes
 
 # Tests run many tiny operations: handing them between threads costs more than it saves.
 torch.set_num_threads(1)
+
+# A cache of the tests' own, which all workers share: what is tried once need not be tried again, and the user's own is
+# neither read nor filled.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tailfin-tests-")
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
 
 # A shell that starts pytest in the background has it ignore these, and the processes that tests stop by them too.
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -70,6 +70,7 @@ def stub(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.ci
 def test_quick_lines_of_the_gpu_set(tmp_path: Path) -> None:
     done = gpu("--tiny", "shapes", str(tmp_path), GPU_ONLY=" ".join(QUICK))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -170,6 +171,7 @@ def test_the_gpu_set_names_what_its_time_did_not_reach(tmp_path: Path, stub: str
     assert done.stdout.splitlines() == ['not reached in time; for them: GPU_ONLY="views bench"']
 
 
+@pytest.mark.ci
 def test_from_raw_files_to_an_accuracy(tmp_path: Path) -> None:
     words = (
         "--data shapes --backbone resnet10w4 --limit 200 --batch-size 50 --epochs 1 --target 100 --device cpu"

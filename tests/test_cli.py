@@ -412,6 +412,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.ci
 def test_killed_at_random_moments_and_resumed_it_is_the_same_run(photos: Path, tmp_path: Path) -> None:
     """SIGKILL ten times: while loading, training, validating, saving, wherever it falls."""
     options = [*TINY, "--data", str(photos), "--momentum", "projector", "--method", "mocov2plus"]

@@ -15,6 +15,15 @@ from typing import Any
 from tailfin.errors import UserError
 
 
+def cache_folder(chosen: str | None = None) -> Path:
+    """Where downloads, decoded images and answers of trials are kept: `chosen`, or the user's own place for caches."""
+    if chosen:
+        return Path(chosen).expanduser()
+    # A relative one is to be passed over (XDG Base Directory Specification).
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "tailfin"
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are not there.
 

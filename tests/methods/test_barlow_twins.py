@@ -103,6 +103,12 @@ def test_uncorrelated_equal_views_are_the_minimum_and_constant_ones_are_not() ->
     assert float(cross_correlation_loss(same, same, 1.0)) == pytest.approx(3, rel=1e-6)
 
 
+def test_features_that_are_all_one_are_a_minimum_without_the_redundancy_term_alone() -> None:
+    one = draw(0, 200, 1) * torch.linspace(1, 3, 5)
+    assert float(cross_correlation_loss(one, one, 0.0)) == pytest.approx(0, abs=1e-8)
+    assert float(cross_correlation_loss(one, one, 0.1)) == pytest.approx(0.1 * 5 * 4, rel=1e-4)
+
+
 def test_the_gradient_reaches_both_branches_and_no_state_is_kept() -> None:
     method = BarlowTwins(out=4)
     online, target = draw(0, 2, 6, 4).requires_grad_(), draw(1, 2, 6, 4).requires_grad_()

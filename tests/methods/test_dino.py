@@ -13,6 +13,7 @@ from tailfin import MomentumEncoder
 from tailfin.branch import Branch
 from tailfin.methods.base import Moment
 from tailfin.methods.dino import DINO, distillation
+from tailfin.stability.collapse import normalised_std
 
 few = settings(max_examples=25, deadline=None)
 
@@ -206,3 +207,29 @@ def test_finite_whatever_the_features(dtype: torch.dtype, scale: float) -> None:
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         DINO(**options)  # type: ignore[arg-type]
+
+
+def spread_of_points(centring: int) -> float:
+    """Trains 96 points that share a large part on views that differ little; the spread of their projections."""
+    torch.manual_seed(0)
+    method = DINO(32, 64, bottleneck=16, teacher_temperature=0.04, centring=centring)
+    encoder = MomentumEncoder(
+        nn.Sequential(nn.Linear(16, 16)), projector=method.projector(16), placement="all", decay=0.95
+    )
+    points = torch.randn(96, 16) + 4 * torch.randn(16)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.01)
+    for _ in range(150):
+        loss = method.loss(*encoder([points + 0.3 * torch.randn_like(points) for _ in range(2)]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        encoder.update()
+        method.after_step()
+    with torch.no_grad():
+        return normalised_std(encoder.encode(points)[1])
+
+
+def test_one_prototype_wins_everything_without_centring() -> None:
+    # With centring .86 to .94 over seeds 0 to 3, without it .08 to .47 (seed 0: .94 and .10).
+    assert spread_of_points(centring=1) > 0.7
+    assert spread_of_points(centring=0) < 0.3

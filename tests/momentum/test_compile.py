@@ -73,10 +73,10 @@ def trained(subject: tailfin.MomentumEncoder) -> tuple[Tensor, Tensor]:
     ("placement", "options"),
     [
         ("none", {}),
-        ("stopgrad", {}),
+        pytest.param("stopgrad", {}, marks=pytest.mark.ci),
         ("projector", {}),
-        ("1", {}),
-        ("all", {}),
+        pytest.param("1", {}, marks=pytest.mark.ci),
+        pytest.param("all", {}, marks=pytest.mark.ci),
         ("all", {"buffers": "ema"}),
         ("3:", {"through": True}),
     ],

@@ -1,6 +1,11 @@
-"""Methods without what keeps them from collapsing do collapse, and the verdict says so; with it they do not."""
+"""Methods without what keeps them from collapsing do collapse, and the verdict says so; with it they do not.
 
-import math
+Real training, so each bar stands far from what was measured: last (spread, rank) over seeds 0 to 2, safe against unsafe,
+BYOL .75 to .82 against .046 to .056 (the bar is .1), SimSiam with a short head .71 to .78 against .034 to .035, SimSiam as
+published rank 10 to 15.6 against 1.24 to 1.34 (the bar is 3). What hangs on last bits in such short runs stands elsewhere,
+by construction: Barlow Twins in tests/methods/test_barlow_twins.py, DINO in tests/methods/test_dino.py.
+"""
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +23,13 @@ from tailfin.training.folder import RunFolder
 from tailfin.training.loop import Loop
 from tailfin.training.monitoring import summarise
 from tailfin.training.setup import Setup, load_data, prepare
-from tailfin.views.augment import Augment
-from tailfin.views.recipes import ViewRecipe
 
 COMMON = Config(
-    limit=480,
+    limit=240,
     batch_size=24,
+    epochs=10,
     backbone="resnet10w4",
-    image_size=32,
+    image_size=16,
     optimizer="sgd",
     monitors="probe",
     knn_evaluations=0,
@@ -33,7 +37,7 @@ COMMON = Config(
     memory_format="contiguous",
     device="cpu",
 )
-SIMSIAM = replace(COMMON, method="simsiam", momentum="none", epochs=5, lr=2.0)
+SIMSIAM = replace(COMMON, method="simsiam", momentum="none", lr=2.0)
 UNSAFE = {"predictor": 0.0, "stop_gradient": 0.0}
 
 
@@ -79,7 +83,7 @@ def train(tmp_path: Path) -> Train:
 def test_byol_collapses_to_a_point_without_predictor_and_stopped_gradient(
     train: Train, shapes: Dataset, options: dict[str, float]
 ) -> None:
-    config = replace(COMMON, method="byol", momentum="none", epochs=5, lr=0.3, method_options=options)
+    config = replace(COMMON, method="byol", momentum="none", lr=0.3, method_options=options)
     verdict, loss, _ = train(prepare(config, shapes))
     if options:
         assert verdict.state == "collapsing"
@@ -111,8 +115,7 @@ def test_simsiam_collapses_to_a_point_without_predictor_and_stopped_gradient(
 def test_simsiam_as_published_collapses_to_few_dimensions_instead(
     train: Train, shapes: Dataset, options: dict[str, float]
 ) -> None:
-    # Its last batch norm takes the mean off every batch, so the outputs cannot be one point. They come near one line:
-    # the rank is 1.3 to 1.9 without both and 8 to 12 with (seeds 0 and 1), and the bar is 3.
+    # Its last batch norm takes the mean off every batch, so the outputs cannot be one point. They come near one line.
     verdict, _, rank = train(prepare(replace(SIMSIAM, method_options=options), shapes))
     if options:
         assert verdict.state == "collapsing"
@@ -121,60 +124,3 @@ def test_simsiam_as_published_collapses_to_few_dimensions_instead(
     else:
         assert "No sign of collapse" in verdict.words
         assert rank > 6
-
-
-def test_barlow_twins_without_its_redundancy_term_collapses_to_few_dimensions(
-    train: Train, shapes: Dataset
-) -> None:
-    # Nothing keeps its features from being one: rank 2.5 and 2.7 with seeds 0 and 1.
-    config = replace(
-        COMMON,
-        method="barlow_twins",
-        momentum="none",
-        optimizer=None,
-        epochs=5,
-        method_options={"redundancy": 0.0},
-    )
-    verdict, _, _ = train(prepare(config, shapes))
-    assert verdict.state == "collapsing"
-    assert "they use very few dimensions" in verdict.words
-
-
-@pytest.mark.parametrize("centring", [1.0, 0.0])
-def test_dino_collapses_to_one_prototype_without_centring(
-    train: Train, shapes: Dataset, monkeypatch: pytest.MonkeyPatch, centring: float
-) -> None:
-    # In so short a run DINO learns from mild views alone. What tells images apart in the teacher's answer comes back
-    # from the student scaled by the ratio of their temperatures, 2.5 here, times the correlation of two views, and
-    # that product must pass 1. In this untrained network the correlation of the prototypes' scores is .56 for large
-    # crops and flips, but .03 with the published colours, where the loss ends at the logarithm of the prototypes'
-    # number. (Last loss of log(40) = 3.69 with centring: 2.5 with seed 0, 3.6 with seed 1, whose spread is .65 too.)
-    # Such views leave one direction with 94 % of the variance even with centring (rank 2.3; 4.0 with seed 1), and the
-    # verdict names that: only the collapse to a point is centring's matter. With published views the rank is 7 to 10.
-    # The head's weights are cut at two deviations, a start .88 times as large: with the whole distribution centring
-    # learns with seed 3 (loss 2.5) and stays at log(40) near one point with seeds 2, 4 and 5; without it the spread
-    # ends at .006 to .016 with four of the seeds 0 to 5, at .09 and .17 with two.
-    def cut(weight: torch.Tensor, *, std: float) -> torch.Tensor:
-        return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-    monkeypatch.setattr(nn.init, "normal_", cut)
-    config = replace(
-        COMMON,
-        method="dino",
-        momentum="all",
-        decay=0.99,
-        epochs=8,
-        lr=1.0,
-        method_options={"teacher_temperature": 0.04, "centring": centring},
-    )
-    setup = prepare(config, shapes)
-    mild = ViewRecipe(scale=(0.8, 1.0))
-    setup = replace(setup, augment=Augment((mild, mild), size=32, mean=shapes.mean, std=shapes.std))
-    verdict, loss, _ = train(setup)
-    if centring:
-        assert "collapsed completely" not in verdict.words
-        assert loss < math.log(setup.method.out) - 0.3  # nor is it collapsed to the uniform answer
-    else:
-        assert verdict.state == "collapsing"
-        assert "collapsed completely" in verdict.words
-        assert loss < 0.1

@@ -1,12 +1,16 @@
 """Each sign is provoked by a run that deserves it, and a healthy run shows none."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tailfin.data.types import Dataset
 from tailfin.stability.signs import Sign, collapse_sign, few_dimensions, gradient_signs, target_signs
@@ -14,7 +18,7 @@ from tailfin.training.config import Config
 from tailfin.training.folder import RunFolder
 from tailfin.training.loop import Loop
 from tailfin.training.monitoring import Monitors, gradient_series, summarise
-from tailfin.training.setup import load_data, prepare
+from tailfin.training.setup import Setup, load_data, prepare
 
 
 class Silent:
@@ -23,15 +27,16 @@ class Silent:
 
 
 COMMON = Config(
-    limit=480,
+    limit=240,
     batch_size=24,
-    epochs=15,
+    epochs=12,
     backbone="resnet10w4",
-    image_size=32,
+    image_size=16,
     precision="fp32",
     memory_format="contiguous",
     device="cpu",
 )
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +49,11 @@ Signs = Callable[..., list[Sign]]
 
 @pytest.fixture
 def signs(shapes: Dataset, tmp_path: Path) -> Signs:
-    def train(**changes: object) -> list[Sign]:
+    """The signs of a run; what disturbs its setup is done before it trains."""
+
+    def train(disturb: Callable[[Setup], object] = lambda _: None, **changes: object) -> list[Sign]:
         setup = prepare(replace(COMMON, **changes), shapes)  # type: ignore[arg-type]
+        disturb(setup)
         folder = RunFolder(tmp_path)
         Loop(setup, folder, None).run(Silent())
         return summarise(folder.read_stability(), setup).signs
@@ -53,47 +61,116 @@ def signs(shapes: Dataset, tmp_path: Path) -> Signs:
     return train
 
 
-@pytest.mark.parametrize(
-    "changes", [{"momentum": "projector"}, {"momentum": "all", "decay": 0.9, "epochs": 6}]
-)
+@pytest.mark.parametrize("changes", [{"momentum": "projector"}, {"momentum": "all", "decay": 0.9}])
 def test_a_healthy_run_shows_no_sign(signs: Signs, changes: dict[str, object]) -> None:
+    # Seeds 0 to 2, one and two threads, AVX2 and SSE4.1: the gradient varies by 7 to 11 % (the bar is 50 %), without a
+    # spike; spread .41 to .50 (bar .1), rank 23 to 27 (3), drift 1.1 to 1.6 (.05), gap .941 to .997 (.9995).
     assert signs(**changes) == []
 
 
-@pytest.mark.parametrize(
-    ("method", "momentum", "options"),
-    [("byol", "stopgrad", {"predictor": 0}), ("byol", "none", {"predictor": 0, "stop_gradient": 0})],
-)
-def test_what_keeps_a_method_from_collapsing_taken_away(
-    signs: Signs, method: str, momentum: str, options: dict[str, float]
-) -> None:
-    found = signs(method=method, momentum=momentum, optimizer="sgd", lr=0.3, method_options=options, epochs=8)
-    assert found[0].state == "collapsing"
-    assert "completely since step 50" in found[0].words
+class Scaled(torch.autograd.Function):
+    """The identity, whose gradient is multiplied."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+        context.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return context.factor * grad, None
 
 
-def test_a_learning_rate_far_too_high_brings_spikes(signs: Signs) -> None:
-    found = signs(optimizer="sgd", lr=30.0)
-    # Such a run is rightly called unstable too where its variation passes the bar, which hangs on rounding.
-    assert found[-1].state == "gradient spikes"
-    assert "they start at" in found[-1].words
+def gradient_times(factors: Sequence[float], after: str) -> Callable[[Setup], object]:
+    """Multiplies the gradient of each step by its factor at the output of `after` and of all parts before it.
+
+    The weights stand still (a rate of 0), so that the series is the factors' but for the batches' own 10 to 30 %.
+    """
+
+    def disturb(setup: Setup) -> None:
+        names = setup.encoder.names
+        following = setup.encoder.part(names[names.index(after) + 1])
+        calls = count()
+
+        def before(_module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+            if not inputs[0].requires_grad or not torch.is_grad_enabled():
+                return None
+            return (Scaled.apply(inputs[0], factors[min(next(calls) // 2, STEPS - 1)]),)  # two views a step
+
+        following.register_forward_pre_hook(before)
+
+    return disturb
 
 
-def test_a_learning_rate_made_too_high_is_unstable(signs: Signs) -> None:
-    found = signs(method="byol", optimizer="sgd", lr=100.0, epochs=6, monitors="gradient")
-    # It varies by 133 % at its worst, where published rates stay below 34 %. The probe would call it collapsed, too.
+LEFT_ALONE: dict[str, object] = {
+    "optimizer": "sgd",
+    "lr": 0.0,
+    "monitors": "gradient",
+    "momentum": "projector",
+}
+
+
+def test_gradients_ten_times_as_large_in_some_steps_are_spikes_of_their_part(signs: Signs) -> None:
+    factors = [10.0 if step in (60, 80, 100) else 1.0 for step in range(STEPS)]
+    (found,) = signs(gradient_times(factors, after="layer2"), **LEFT_ALONE)
+    assert found.state == "gradient spikes"
+    assert re.search(r"they start at (stem|layer1|layer2), the first one at step 61\.", found.words)
+    assert "3 steps above 3 times the running median, in 3 bursts" in found.evidence
+
+
+def test_a_gradient_that_changes_at_random_all_along_is_unstable_at_its_part(signs: Signs) -> None:
+    factors = np.exp(1.2 * np.random.default_rng(0).standard_normal(STEPS)).tolist()
+    found = signs(gradient_times(factors, after="layer2"), **LEFT_ALONE)
+    # It varies by over 100 %, where the bar is 50 % and parts after layer2 have 30 % at most.
     assert found[0].state == "unstable"
-    assert "unstable at stem since step 1" in found[0].words
+    assert re.search(r"unstable at (stem|layer1|layer2) since step", found[0].words)
+
+
+def test_a_gradient_left_alone_is_neither(signs: Signs) -> None:
+    assert signs(gradient_times([1.0] * STEPS, after="layer2"), **LEFT_ALONE) == []
+
+
+def one_point(setup: Setup) -> None:
+    """Has the projector give the same for all images, but for a thousandth."""
+    last = [module for module in setup.encoder.part("projector").modules() if isinstance(module, nn.Linear)][
+        -1
+    ]
+    with torch.no_grad():
+        last.weight.mul_(1e-3)
+        if last.bias is None:
+            last.bias = nn.Parameter(torch.ones(len(last.weight)))
+        else:
+            last.bias.fill_(1.0)
+
+
+def one_line(setup: Setup) -> None:
+    """Has the projector give points of one line."""
+    last = [module for module in setup.encoder.part("projector").modules() if isinstance(module, nn.Linear)][
+        -1
+    ]
+    with torch.no_grad():
+        last.weight.copy_(last.weight[:1] * torch.linspace(0.5, 1.5, len(last.weight))[:, None])
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [(one_point, "completely since step 50"), (one_line, "since step 50")]
+)
+def test_projections_that_lie_in_one_point_or_on_one_line_are_a_collapse(
+    signs: Signs, shape: Callable[[Setup], object], words: str
+) -> None:
+    found = signs(shape, **{**LEFT_ALONE, "method": "simclr", "momentum": "stopgrad", "monitors": "probe"})
+    assert found[0].state == "collapsing"
+    assert words in found[0].words
 
 
 def test_an_average_longer_than_the_run_is_a_stale_target(signs: Signs) -> None:
-    (found,) = signs(momentum="all", decay=0.99999, epochs=6)
+    (found,) = signs(momentum="all", decay=0.99999, monitors="probe")
     assert found.state == "target stale"
     assert "100,000 updates, and the run has 120 steps" in found.words
 
 
 def test_an_average_of_nearly_nothing_is_a_target_too_fast(signs: Signs) -> None:
-    (found,) = signs(momentum="all", decay=0.05, epochs=6)
+    (found,) = signs(momentum="all", decay=0.05, monitors="probe")
     assert found.state == "target too fast"
 
 

@@ -232,6 +232,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.ci
 def test_killed_at_random_moments_it_ends_with_the_same_table(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tailfin.study import lock, runner
+from tailfin import lock
+from tailfin.study import runner
 from tailfin.study.cells import Cell
 from tailfin.study.runner import CellFolders, Outcome, Runner
 

@@ -13,6 +13,7 @@ from tailfin.data.source import Decoded, Listing, Progress
 from tailfin.data.split import random_subset, validation_split
 from tailfin.data.types import Dataset, ImageSet, Skipped, channel_statistics
 from tailfin.errors import UserError, unknown
+from tailfin.files import cache_folder
 
 NAMED: Final = ("cifar10", "cifar100", "stl10", "fashion_mnist")
 NAMES: Final = ("shapes", *NAMED)
@@ -42,8 +43,7 @@ def load(
             is decoded. The test split is never limited.
         seed: Draws the generated images, the limited subset, and the held-out test images.
         tolerate: Share of images that may be unreadable, in [0, 1].
-        cache: Folder for downloads and for decoded images that do not fit in memory; `~/.cache/tailfin` if
-            None.
+        cache: Folder for downloads and for decoded images that do not fit in memory; `cache_folder()` if None.
         workers: Decoding threads; one a processor, up to 16, if None.
         progress: Called now and then with the number of images decoded and their total.
 
@@ -57,7 +57,7 @@ def load(
         raise UserError(f"--limit is {limit}; it must be at least 1")
     if not 0 <= tolerate <= 1:
         raise UserError(f"--tolerate is {tolerate}; it must lie between 0 and 1")
-    cache = (cache or Path("~/.cache/tailfin")).expanduser()
+    cache = cache or cache_folder()
     listing = _list(spec, cache, seed)
     train, test = _partition(listing, limit, seed)
     index = torch.cat([train, test])

@@ -115,7 +115,7 @@ class Config:
     workers: Open[int] = None
     """Threads that decode images. Default: one a processor."""
     cache: Open[str] = None
-    """Folder of decoded images and downloads. Default: ~/.cache/tailfin."""
+    """Folder of decoded images, downloads and trials. Default: $XDG_CACHE_HOME/tailfin or ~/.cache/tailfin."""
     checkpoint_minutes: float = 5.0
     """Longest time between checkpoints; the end of an epoch brings one too, a minute or more after the last."""
 

@@ -16,6 +16,7 @@ from tailfin.data.load import load
 from tailfin.data.store import SMALL_SIDE
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.errors import UserError, unknown
+from tailfin.files import cache_folder
 from tailfin.methods.base import Method, Moment
 from tailfin.momentum import Decay, MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR, Placement
@@ -90,7 +91,7 @@ def load_data(config: Config, device: torch.device) -> Dataset:
         limit=config.limit,
         seed=config.seed,
         tolerate=config.tolerate,
-        cache=cache_folder(config),
+        cache=cache_folder(config.cache),
         workers=config.workers,
         progress=progress.decoding(),
     )
@@ -162,14 +163,9 @@ def _execution(
             precision=precision,
             memory_format=memory_format,
         ),
-        cache_folder(config),
+        cache_folder(config.cache),
     )
     return Execution(device, answer.precision, answer.memory_format), answer.left_out
-
-
-def cache_folder(config: Config) -> Path:
-    """Where decoded images, downloads and answers of trials are kept."""
-    return Path(config.cache or "~/.cache/tailfin").expanduser()
 
 
 def _check_local(
