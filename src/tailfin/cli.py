@@ -1,4 +1,4 @@
-"""The command line: `tailfin pretrain`, `advise`, `bench`, `evaluate`, `report`, `list`, `study`."""
+"""The command line: `tailfin pretrain`, `advise`, `bench`, `evaluate`, `report`, `list`, `cache`, `study`."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tailfin import options
 from tailfin.errors import UserError, unknown
-from tailfin.options import Evaluate, List, Pretrain, Report, Settings, Study
+from tailfin.options import Cache, Evaluate, List, Pretrain, Report, Settings, Study
 from tailfin.parsing import parse, value
 from tailfin.training.config import Config, option, read
 
@@ -57,6 +57,7 @@ def _run(words: list[str]) -> int:
         "evaluate": _evaluate,
         "report": _report,
         "list": _list,
+        "cache": _cache,
         "study": _study,
     }
     if command not in commands:
@@ -168,6 +169,13 @@ def _list(words: list[str]) -> int:
     from tailfin import listing
 
     return listing.show(chosen.what, chosen.backbone, chosen.image_size)
+
+
+def _cache(words: list[str]) -> int:
+    chosen = parse(Cache, words, "cache", options.CACHE)
+    from tailfin import cache
+
+    return cache.show(chosen.action, chosen.folder)
 
 
 def _trust(words: list[str]) -> str | None:

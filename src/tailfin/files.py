@@ -16,7 +16,7 @@ from tailfin.errors import UserError
 
 
 def cache_folder(chosen: str | None = None) -> Path:
-    """Where downloads, decoded images and answers of trials are kept: `chosen`, or the user's own place for caches."""
+    """Where downloads, decoded images and trials are kept: `chosen`, or the user's own place for caches."""
     if chosen:
         return Path(chosen).expanduser()
     # A relative one is to be passed over (XDG Base Directory Specification).
@@ -74,6 +74,15 @@ def remove_unfinished(paths: Iterable[Path]) -> int:
                 left.unlink()
                 freed += size
     return freed
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder and below; what goes away meanwhile counts nothing."""
+    if not path.is_dir() or path.is_symlink():
+        with suppress(OSError):
+            return path.lstat().st_size
+        return 0
+    return sum(size_on_disk(Path(folder) / name) for folder, _, names in os.walk(path) for name in names)
 
 
 def open_to_append(path: Path) -> io.FileIO:

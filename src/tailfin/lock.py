@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def acquire(path: Path) -> int | None:
-    """Lock `path`; None where another process holds it.
+def acquire(path: Path, *, wait: bool = False) -> int | None:
+    """Lock `path`; None where another process holds it, unless it is waited for.
 
     Returns:
         A file descriptor. A child that inherits it keeps the lock after this process has closed it or has died.
@@ -20,7 +20,7 @@ def acquire(path: Path) -> int | None:
     while True:
         handle = _open(path)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(handle)
             return None
@@ -53,12 +53,12 @@ def is_held(path: Path) -> bool:
 @contextmanager
 def holding(path: Path) -> Iterator[None]:
     """Hold the lock, waiting for it."""
-    handle = _open(path)
+    handle = acquire(path, wait=True)
+    assert handle is not None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        release(handle)
 
 
 def _open(path: Path) -> int:

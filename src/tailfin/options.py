@@ -18,6 +18,7 @@ usage: tailfin COMMAND [OPTIONS]
   evaluate   judge a run's encoder again, on its own data or on other data
   report     rebuild a run's report.html
   list       methods, backbones, and placements with their cost
+  cache      what the cache of decoded images and trials holds; check it, clear it
   study      a grid of runs from a file, side by side, with statistics over seeds and what they say about the claims
 
 examples:
@@ -78,6 +79,17 @@ Rebuild a run's report.html from what the run folder holds.
 
 example:
   tailfin report runs/photos"""
+
+CACHE = """\
+Say what the cache holds: downloads, decoded images, and which precision and memory format trials found best.
+
+examples:
+  tailfin cache
+  tailfin cache check                                          read everything through for its checksums
+  tailfin cache clear                                          remove all but the downloads
+  tailfin cache --folder /scratch/tailfin
+
+What other processes are writing stays."""
 
 STUDY = """\
 Run every cell of a study file, side by side and resumable; write a table and a report with intervals and verdicts.
@@ -140,6 +152,16 @@ class Report:
 
     run: tyro.conf.Positional[str]
     """The run folder."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What to do with which cache."""
+
+    action: tyro.conf.Positional[Literal["list", "check", "clear"]] = "list"
+    """list, check or clear."""
+    folder: Open[str] = None
+    """The cache's folder. Default: $XDG_CACHE_HOME/tailfin or ~/.cache/tailfin."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """load: what it accepts, stored sizes, held-out splits and limits, and the cache of decoded images."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +152,10 @@ def test_an_interrupted_decoding_leaves_no_entry(folder, tmp_path, monkeypatch, 
 
 def test_a_disk_too_small_is_said_before_it_is_full(folder, tmp_path, monkeypatch, no_memory):
     folder.put("0.png", size=(8, 8))
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: store.shutil._ntuple_diskusage(10, 10, 0))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="GB free; use a smaller image size, --limit"):
         load(str(folder.root), cache=tmp_path / "cache")

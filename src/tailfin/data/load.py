@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ def load(
     cache: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> Dataset:
     """Images of `spec`, decoded once, as uint8.
 
@@ -46,6 +48,7 @@ def load(
         cache: Folder for downloads and for decoded images that do not fit in memory; `cache_folder()` if None.
         workers: Decoding threads; one a processor, up to 16, if None.
         progress: Called now and then with the number of images decoded and their total.
+        say: Called with each line that a user should read.
 
     Where a source has labels but no test split, a stratified 15 % is held out. Without labels there is no
     test split.
@@ -74,6 +77,8 @@ def load(
             cache=cache,
             workers=workers or _processors(),
             progress=progress,
+            words=spec,
+            say=say,
         )
     images, kept, aspect, skipped = decoded.images, decoded.kept, decoded.aspect, decoded.skipped
     cut = int(kept[: len(train)].sum())

@@ -1,34 +1,29 @@
 """Decodes many images in parallel into one array: in memory, or memory-mapped and kept for the next run."""
 
 import hashlib
-import json
 import math
-import os
-import shutil
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tailfin.data import entries
 from tailfin.data.decode import decode, quiet, read_header
+from tailfin.data.entries import Entry
 from tailfin.data.source import Blob, Decoded, Encoded, Progress, Unreadable
 from tailfin.data.types import Skipped
-from tailfin.errors import UserError
-from tailfin.files import make_folder
 
 SMALL_SIDE: Final = 96
 _DEFAULT_IMAGE_SIZE: Final = 224
 _CHUNK: Final = 32
-_LAYOUT: Final = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,8 @@ def decode_all(
     cache: Path,
     workers: int,
     progress: Progress | None = None,
+    words: str = "images",
+    say: Callable[[str], object] = lambda _: None,
 ) -> Decoded:
     """Decodes the images at `index` (distinct) into one uint8 array.
 
@@ -54,30 +51,72 @@ def decode_all(
     are; others are squashed to a square of 1.5 times `image_size` (224 if None), rounded up to a multiple of
     16. One channel if every image is grey, else three. The array is in memory if it takes less than a third
     of what is free, else in a file under `cache`, which the next call with the same request maps without
-    decoding.
+    decoding; `words` say what they are when the cache is listed. `say` gets a line for what a user should
+    know of the cache.
 
     Raises:
         UserError: If no image can be read, or the disk under `cache` is too small.
     """
     side = canvas_side(image_size or _DEFAULT_IMAGE_SIZE)
     room = free_memory() // 3
-    entry: Path | None = None
-    if 3 * len(index) * max(side, SMALL_SIDE) ** 2 > room:
-        entry = cache / "decoded" / _key(encoded, index, image_size)
-        if (entry / "index.json").exists():
-            return _map(entry, encoded, index)
+    if 3 * len(index) * max(side, SMALL_SIDE) ** 2 <= room:
+        return _decoded(_fill(encoded, index, image_size, room, workers, progress), encoded, index)
+    entry = cache / "decoded" / _key(encoded, index, image_size)
+    if freed := entries.remove_leftovers(entry.parent):
+        say(f"removed {freed / 1e6:.1f} MB of decoded images that a killed run had left in {entry.parent}")
+    held = _kept(entry, len(index), say)
+    if held is None:
+        waits = f"waits for another process, which decodes the same images into {entry.parent}"
+        with entries.writing(entry, lambda: say(waits)):
+            # Another process may have finished it a moment ago.
+            held = _kept(entry, len(index), lambda _: None)
+            if held is None:
+                held = _fill(encoded, index, image_size, room, workers, progress, entry, words)
+    return _decoded(held, encoded, index)
+
+
+def _kept(entry: Path, count: int, say: Callable[[str], object]) -> Entry | None:
+    """The images of an entry; one that is damaged is named, and made again."""
+    try:
+        return entries.read(entry, count)
+    except entries.Damaged as reason:
+        say(f"the decoded images in {entry} are made again: {reason}")
+        return None
+
+
+def _fill(
+    encoded: Encoded,
+    index: Sequence[int],
+    image_size: int | None,
+    room: int,
+    workers: int,
+    progress: Progress | None,
+    entry: Path | None = None,
+    words: str = "",
+) -> Entry:
+    """Decodes into memory, or into an entry of the cache where that is too little."""
     order = np.argsort(np.asarray(index, dtype=np.int64))
     ordered = [index[position] for position in order.tolist()]
     with quiet():
-        canvas = _choose_canvas(encoded.stream(ordered), image_size, side)
+        canvas = _choose_canvas(
+            encoded.stream(ordered), image_size, canvas_side(image_size or _DEFAULT_IMAGE_SIZE)
+        )
         shape = (len(index), canvas.channels, canvas.height, canvas.width)
         fill = _Filler(encoded, ordered, order, canvas, workers, progress)
         if entry is None or math.prod(shape) <= room:
             images = np.empty(shape, dtype=np.uint8)
             aspect, reasons = fill(images)
-            return _decoded(images, aspect, reasons, encoded, index, squashed=canvas.squashed)
-        _write(entry, shape, fill, squashed=canvas.squashed)
-    return _map(entry, encoded, index)
+            if reasons:
+                kept = np.ones(len(images), dtype=np.bool_)
+                kept[list(reasons)] = False
+                entries.compact(images, kept)
+                images, aspect = images[: int(kept.sum())], aspect[kept]
+            return Entry(images, aspect, canvas.squashed, reasons)
+        text = f"{words}: {len(index)} images, {canvas.width} x {canvas.height}"
+        entries.write(entry, shape, fill, squashed=canvas.squashed, words=text)
+    held = entries.read(entry, len(index))
+    assert held is not None
+    return held
 
 
 def canvas_side(image_size: int) -> int:
@@ -174,100 +213,15 @@ class _Filler:
         return done
 
 
-def _compact(values: NDArray[Any], kept: NDArray[np.bool_]) -> None:
-    """Moves the kept rows to the front in their order, without a second array."""
-    target = 0
-    for start, stop in _runs(kept):
-        if target != start:
-            # Row by row, because the source of a shift may overlap its target.
-            for row in range(start, stop):
-                values[target + row - start] = values[row]
-        target += stop - start
-
-
-def _runs(kept: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]]).astype(np.int8)))
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
-
-
-def _kept(count: int, reasons: dict[int, str]) -> NDArray[np.bool_]:
-    kept = np.ones(count, dtype=np.bool_)
-    kept[list(reasons)] = False
-    return kept
-
-
-def _decoded(
-    images: NDArray[np.uint8],
-    aspect: NDArray[np.float32],
-    reasons: dict[int, str],
-    encoded: Encoded,
-    index: Sequence[int],
-    *,
-    squashed: bool,
-) -> Decoded:
-    kept = _kept(len(index), reasons)
-    if reasons:
-        _compact(images, kept)
-        aspect = aspect[kept]
-    skipped = tuple(Skipped(encoded.name(index[position]), reasons[position]) for position in sorted(reasons))
-    return Decoded(
-        torch.from_numpy(images[: int(kept.sum())]),
-        torch.from_numpy(kept),
-        torch.from_numpy(aspect) if squashed else None,
-        skipped,
-    )
+def _decoded(held: Entry, encoded: Encoded, index: Sequence[int]) -> Decoded:
+    kept = torch.ones(len(index), dtype=torch.bool)
+    kept[list(held.reasons)] = False
+    skipped = tuple(Skipped(encoded.name(index[n]), held.reasons[n]) for n in sorted(held.reasons))
+    aspect = torch.from_numpy(held.aspect) if held.squashed else None
+    return Decoded(torch.from_numpy(held.images), kept, aspect, skipped)
 
 
 def _key(encoded: Encoded, index: Sequence[int], image_size: int | None) -> str:
-    digest = hashlib.sha256(f"{_LAYOUT} {encoded.fingerprint()} {image_size}\n".encode())
+    digest = hashlib.sha256(f"{entries.LAYOUT} {encoded.fingerprint()} {image_size}\n".encode())
     digest.update(np.asarray(index, dtype=np.int64).tobytes())
     return digest.hexdigest()[:32]
-
-
-def _write(entry: Path, shape: tuple[int, ...], fill: _Filler, *, squashed: bool) -> None:
-    """Decodes into a new entry of the cache, which appears under its name only when it is whole."""
-    make_folder(entry.parent)
-    need, free = math.prod(shape), shutil.disk_usage(entry.parent).free
-    # A memory-mapped write to a full disk kills the process without a word.
-    if need > free - 2**28:
-        raise UserError(
-            f"the decoded images need {need / 1e9:.1f} GB, too much for memory, and {entry.parent} has"
-            f" {free / 1e9:.1f} GB free; use a smaller image size, --limit, or another cache folder"
-        )
-    with tempfile.TemporaryDirectory(
-        prefix=".unfinished-", dir=entry.parent, ignore_cleanup_errors=True
-    ) as name:
-        work = Path(name) / "entry"
-        work.mkdir()
-        images = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        aspect, reasons = fill(images)
-        kept = _kept(len(images), reasons)
-        _compact(images, kept)
-        images.flush()
-        del images
-        np.save(work / "aspect.npy", aspect[kept])
-        (work / "index.json").write_text(
-            json.dumps(
-                {
-                    "squashed": squashed,
-                    "skipped": [[position, reasons[position]] for position in sorted(reasons)],
-                }
-            )
-        )
-        # Another process may have finished the same entry meanwhile: then its copy is as good.
-        with suppress(OSError):
-            os.rename(work, entry)
-
-
-def _map(entry: Path, encoded: Encoded, index: Sequence[int]) -> Decoded:
-    told = json.loads((entry / "index.json").read_text())
-    reasons = {int(position): str(reason) for position, reason in told["skipped"]}
-    kept = _kept(len(index), reasons)
-    # Copy-on-write: a caller who writes into the tensor changes neither the file nor crashes.
-    images = np.load(entry / "images.npy", mmap_mode="c")[: int(kept.sum())]
-    return Decoded(
-        torch.from_numpy(images),
-        torch.from_numpy(kept),
-        torch.from_numpy(np.load(entry / "aspect.npy")) if told["squashed"] else None,
-        tuple(Skipped(encoded.name(index[position]), reason) for position, reason in reasons.items()),
-    )

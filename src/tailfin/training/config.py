@@ -115,7 +115,8 @@ class Config:
     workers: Open[int] = None
     """Threads that decode images. Default: one a processor."""
     cache: Open[str] = None
-    """Folder of decoded images, downloads and trials. Default: $XDG_CACHE_HOME/tailfin or ~/.cache/tailfin."""
+    """Folder of decoded images, downloads and trials; no settings file can choose it. Default:
+    $XDG_CACHE_HOME/tailfin or ~/.cache/tailfin."""
     checkpoint_minutes: float = 5.0
     """Longest time between checkpoints; the end of an epoch brings one too, a minute or more after the last."""
 
@@ -205,7 +206,7 @@ def save(config: Config, path: Path) -> None:
     """Write the settings as TOML, usable with --config."""
     import tomli_w
 
-    values = {name: value for name, value in as_dict(config).items() if name != "out"}
+    values = {name: value for name, value in as_dict(config).items() if name not in ("out", "cache")}
     text = tomli_w.dumps({"tailfin_config": FORMAT, **values})
     write_atomically(
         path, f"# Settings of a tailfin run. Use them again: tailfin pretrain --config FILE\n{text}".encode()
@@ -229,6 +230,7 @@ def read(path: Path) -> Config:
         raise UserError(
             f"settings {path} are of format {version!r}; this version of tailfin reads format {FORMAT}"
         )
+    values.pop("cache", None)  # where to write is for who runs it to say, not for who wrote the file
     return from_dict(values, str(path))
 
 

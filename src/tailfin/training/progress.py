@@ -34,6 +34,11 @@ class Lines:
         """Nothing to tidy up."""
 
 
+def note(line: str) -> None:
+    """Says at once what was met while the images were loaded."""
+    print(f"note        {line}", flush=True)
+
+
 def decoding() -> Callable[[int, int], None]:
     """Says how far decoding has come, at most every ten seconds; quick sets pass in silence."""
     last = time.monotonic()

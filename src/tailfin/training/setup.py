@@ -94,6 +94,7 @@ def load_data(config: Config, device: torch.device) -> Dataset:
         cache=cache_folder(config.cache),
         workers=config.workers,
         progress=progress.decoding(),
+        say=progress.note,
     )
 
 
