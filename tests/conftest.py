@@ -16,8 +16,8 @@ from tailfin.data import shapes
 # Tests run many tiny operations: handing them between threads costs more than it saves.
 torch.set_num_threads(1)
 
-# A cache of the tests' own, which all workers share: what is tried once need not be tried again, and the user's own is
-# neither read nor filled.
+# A cache of the tests' own, which all workers share: what is tried once need not be tried again, and the user's own
+# is neither read nor filled.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tailfin-tests-")
 

@@ -210,14 +210,14 @@ def test_impossible_options_are_refused(options: dict[str, float]) -> None:
 
 
 def spread_of_points(centring: int) -> float:
-    """Trains 96 points that share a large part on views that differ little; the spread of their projections."""
+    """The spread of the projections of 96 points with much in common, trained beneath a head that stands still."""
     torch.manual_seed(0)
     method = DINO(32, 64, bottleneck=16, teacher_temperature=0.04, centring=centring)
     encoder = MomentumEncoder(
         nn.Sequential(nn.Linear(16, 16)), projector=method.projector(16), placement="all", decay=0.95
     )
     points = torch.randn(96, 16) + 4 * torch.randn(16)
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(encoder.parts.parameters(), lr=0.01)
     for _ in range(150):
         loss = method.loss(*encoder([points + 0.3 * torch.randn_like(points) for _ in range(2)]))
         optimizer.zero_grad()

@@ -15,6 +15,7 @@ from tailfin.methods.simclr import nt_xent
 SMALL = [
     "--limit", "64", "--epochs", "1", "--batch-size", "16", "--image-size", "16", "--device", "cpu",
     "--backbone", "resnet10w4", "--local-views", "2", "--precision", "fp32", "--memory-format", "contiguous",
+    "--judge", "nothing", "--knn-evaluations", "0",
 ]  # fmt: skip
 
 

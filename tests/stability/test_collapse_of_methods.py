@@ -1,9 +1,9 @@
 """Methods without what keeps them from collapsing do collapse, and the verdict says so; with it they do not.
 
-Real training, so each bar stands far from what was measured: last (spread, rank) over seeds 0 to 2, safe against unsafe,
-BYOL .75 to .82 against .046 to .056 (the bar is .1), SimSiam with a short head .71 to .78 against .034 to .035, SimSiam as
-published rank 10 to 15.6 against 1.24 to 1.34 (the bar is 3). What hangs on last bits in such short runs stands elsewhere,
-by construction: Barlow Twins in tests/methods/test_barlow_twins.py, DINO in tests/methods/test_dino.py.
+Real training, so each bar stands far from what was measured over seeds 0 to 2, safe against unsafe: the spread of
+BYOL .75 to .82 against .046 to .056 (the bar is .1), of SimSiam with a short head .71 to .78 against .034 to .035,
+the rank of SimSiam as published 10 to 15.6 against 1.24 to 1.34 (the bar is 3). What hangs on last bits in so short
+a run is shown by construction in tests/methods/: Barlow Twins in test_barlow_twins.py, DINO in test_dino.py.
 """
 
 from collections.abc import Callable

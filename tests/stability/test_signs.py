@@ -63,7 +63,7 @@ def signs(shapes: Dataset, tmp_path: Path) -> Signs:
 
 @pytest.mark.parametrize("changes", [{"momentum": "projector"}, {"momentum": "all", "decay": 0.9}])
 def test_a_healthy_run_shows_no_sign(signs: Signs, changes: dict[str, object]) -> None:
-    # Seeds 0 to 2, one and two threads, AVX2 and SSE4.1: the gradient varies by 7 to 11 % (the bar is 50 %), without a
+    # Seeds 0 to 2, one and two threads, AVX2 and SSE4.1: the gradient varies by 7 to 11 % (the bar is 50 %), with no
     # spike; spread .41 to .50 (bar .1), rank 23 to 27 (3), drift 1.1 to 1.6 (.05), gap .941 to .997 (.9995).
     assert signs(**changes) == []
 

@@ -312,6 +312,7 @@ def test_a_plan_measures_and_runs_nothing(tailfin: Run, photos: Path, tmp_path: 
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.ci
 def test_a_cell_that_chooses_its_placement_is_measured_as_all(
     tailfin: Run, photos: Path, tmp_path: Path
 ) -> None:
