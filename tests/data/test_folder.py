@@ -184,7 +184,10 @@ def test_four_hundred_mixed_images_of_which_twenty_are_broken(folder, tmp_path, 
 
     # And the whole command trains on it, names what it lost, and loses nothing else.
     out = tmp_path / "run"
-    options = "--tolerate 0.05 --image-size 32 --backbone resnet10w2 --epochs 1 --batch-size 64 --method-options hidden 16 out 8"
+    options = (
+        "--tolerate 0.05 --image-size 32 --backbone resnet10w2 --epochs 1 --batch-size 64 --precision fp32 "
+        "--memory-format contiguous --method-options hidden 16 out 8"
+    )
     with pytest.raises(SystemExit) as stop:
         cli.main(["pretrain", "--data", str(folder.root), "--out", str(out), *options.split()])
     assert not stop.value.code

@@ -167,8 +167,6 @@ def test_a_damaged_row_is_skipped_by_name(folder):
             lambda p, f: write(p, [1, 2], f, [0, 5], ["cat", "dog"]),
             r"'label' holds 5, but there are 2 class names",
         ),
-        (lambda p, f: write(p, [1, 2], f, [0, -1], ["cat", "dog"]), "1 rows have no 'label'"),
-        (lambda p, f: write(p, [1, 2], f, ["a", None]), "1 rows have no 'label'"),
     ],
 )
 def test_what_is_wrong_is_said(folder, make, message):

@@ -1,8 +1,8 @@
 """From the bytes of one image file to uint8 pixels, with errors in words."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from tailfin.data.bounds import IN_FLIGHT, MAX_PIXELS, Budget, check_scans, check_size
+from tailfin.data.saying import Log, Stderr
 from tailfin.data.source import Unreadable
-
-MAX_SIDE: Final = 20_000
-MAX_PIXELS: Final = 100_000_000
 
 # Formats are named so that no decoder which runs other programs (EPS) is ever reached.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -42,6 +41,16 @@ _UPRIGHT: Final = {
 }
 
 
+_BYTES_A_PIXEL: Final = {"JPEG2000": 20, "AVIF": 20, "WEBP": 16}
+"""That a decoder and what comes after take; 12 for others: Pillow holds 4, in up to three images."""
+_COEFFICIENTS: Final = 3
+"""Bytes a pixel of a JPEG of several scans, whatever the size to which it is decoded."""
+_BAND: Final = 2**22
+"""Pixels at a time, where an image is brought to 8 bits and opaque by way of wider types."""
+_BUDGET: Final = Budget(IN_FLIGHT)
+_LOG, _STDERR = Log(), Stderr()
+
+
 @dataclass(frozen=True)
 class Header:
     """Width and height in pixels as displayed (after EXIF orientation), and whether it is grey alone."""
@@ -53,9 +62,9 @@ class Header:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Pillow's size and metadata warnings around a pass: what is too large gets a reason here."""
+    """Silences Pillow's warnings and log around a pass: what is wrong with an image gets a reason here."""
     Image.init()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _LOG.listening():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module="PIL")
         yield
@@ -89,21 +98,26 @@ def decode(source: bytes | Path, size: tuple[int, int], channels: int) -> tuple[
         Unreadable: With the reason.
     """
     with _open(source) as image:
+        if image.format in ("JPEG", "MPO"):
+            check_scans(source, *image.size)
+        coefficients = _COEFFICIENTS * image.width * image.height
         aspect = image.width / image.height
         try:
             # Scales a JPEG down by 2, 4 or 8 inside the decoder, to no less than `size`; other formats ignore
             # it.
             image.draft(image.mode, size)
-            image.load()
-            orientation = _orientation(image)
-            if orientation >= 5:
-                aspect = 1 / aspect
-            flat = _flatten(image, channels)
-            if orientation in _UPRIGHT:
-                flat = flat.transpose(_UPRIGHT[orientation])
-            if flat.size != size:
-                flat = flat.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-            pixels = np.asarray(flat)
+            needs = _BYTES_A_PIXEL.get(image.format or "", 12) * image.width * image.height
+            with _BUDGET.taking(needs + coefficients):
+                _load(image, source)
+                orientation = _orientation(image)
+                if orientation >= 5:
+                    aspect = 1 / aspect
+                flat = _flatten(image, channels)
+                if orientation in _UPRIGHT:
+                    flat = flat.transpose(_UPRIGHT[orientation])
+                if flat.size != size:
+                    flat = flat.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+                pixels = np.asarray(flat)
         except Unreadable:
             raise
         # Pillow's decoders raise whatever they meet in damaged data: OSError, SyntaxError, struct.error,
@@ -113,6 +127,24 @@ def decode(source: bytes | Path, size: tuple[int, int], channels: int) -> tuple[
     return (pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)), aspect
 
 
+def _load(image: Image.Image, source: bytes | Path) -> None:
+    """Decode; what libtiff writes to the terminal by itself is kept from it, and is the reason where it fails."""
+    if image.format != "TIFF":
+        image.load()
+        return
+    try:
+        with _STDERR.led_away():
+            image.load()
+    except Exception as error:
+        said: list[str] = []
+        # Once more, for only one thread at a time can be heard.
+        with _STDERR.heard(said), suppress(Exception), _open(source) as again:
+            again.load()
+        if said:
+            raise Unreadable(f"damaged: {said[-1]}") from error
+        raise
+
+
 def _open(source: bytes | Path) -> Image.Image:
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
@@ -120,17 +152,13 @@ def _open(source: bytes | Path) -> Image.Image:
         raise Unreadable(_unidentified(source)) from error
     except Image.DecompressionBombError as error:
         raise Unreadable(f"too large: more than {MAX_PIXELS // 10**6} million pixels") from error
-    except FileNotFoundError as error:
-        raise Unreadable("no such file") from error
     except Exception as error:
         raise Unreadable(_in_words(error)) from error
-    width, height = image.size
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    try:
+        check_size(image.format, *image.size)
+    except Unreadable:
         image.close()
-        raise Unreadable(
-            f"too large: {width} x {height} pixels; at most {MAX_SIDE} on a side"
-            f" and {MAX_PIXELS // 10**6} million in all"
-        )
+        raise
     return image
 
 
@@ -142,6 +170,8 @@ def _unidentified(source: bytes | Path) -> str:
             start = file.read(16)
     if not start:
         return "empty: 0 bytes"
+    if said := _LOG.last():
+        return f"not readable here: {said}"
     for signature, kind in _SIGNATURES.items():
         if start.startswith(signature):
             return f"cut short or damaged: begins like a {kind} file, but cannot be read as one"
@@ -151,6 +181,10 @@ def _unidentified(source: bytes | Path) -> str:
 
 
 def _in_words(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
     words = str(error) or type(error).__name__
     if "truncated" in words.lower():
         return "cut short: the image data end too early"
@@ -176,14 +210,33 @@ def _flatten(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "F":
         raise Unreadable("floating-point pixels: convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
-        # Pillow would clip at 255 instead of scaling.
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65_535:
-            raise Unreadable("32-bit pixels: convert it to 8 or 16 bits")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert(mode)
+        return _banded(image, "L", _of_16_bits).convert(mode)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return (
-            Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB").convert(mode)
-        )
+        return _banded(image, "RGB", _opaque).convert(mode)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _banded(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An image of `mode` made band by band, for the way there takes several times the memory of the result."""
+    width, height = image.size
+    rows = max(1, _BAND // width)
+    if rows >= height:
+        return change(image)
+    whole = Image.new(mode, image.size)
+    for top in range(0, height, rows):
+        whole.paste(change(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return whole
+
+
+def _of_16_bits(image: Image.Image) -> Image.Image:
+    """From 16 bits to mode L by scaling; Pillow would clip at 255."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65_535:
+        raise Unreadable("32-bit pixels: convert it to 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """In mode RGB, on white."""
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

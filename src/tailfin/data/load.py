@@ -13,7 +13,7 @@ from torch import Tensor
 from tailfin.data.source import Decoded, Listing, Progress
 from tailfin.data.split import random_subset, validation_split
 from tailfin.data.types import Dataset, ImageSet, Skipped, channel_statistics
-from tailfin.errors import UserError, unknown
+from tailfin.errors import UserError, printable, unknown
 from tailfin.files import cache_folder
 
 NAMED: Final = ("cifar10", "cifar100", "stl10", "fashion_mnist")
@@ -28,6 +28,7 @@ def load(
     limit: int | None = None,
     seed: int = 0,
     tolerate: float = 0.01,
+    follow_links: bool = False,
     cache: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -45,6 +46,7 @@ def load(
             is decoded. The test split is never limited.
         seed: Draws the generated images, the limited subset, and the held-out test images.
         tolerate: Share of images that may be unreadable, in [0, 1].
+        follow_links: Whether links that lead out of the folder `spec` are followed.
         cache: Folder for downloads and for decoded images that do not fit in memory; `cache_folder()` if None.
         workers: Decoding threads; one a processor, up to 16, if None.
         progress: Called now and then with the number of images decoded and their total.
@@ -61,7 +63,9 @@ def load(
     if not 0 <= tolerate <= 1:
         raise UserError(f"--tolerate is {tolerate}; it must lie between 0 and 1")
     cache = cache or cache_folder()
-    listing = _list(spec, cache, seed)
+    listing = _list(spec, cache, seed, follow_links)
+    for note in listing.notes:
+        say(note)
     train, test = _partition(listing, limit, seed)
     index = torch.cat([train, test])
     if isinstance(listing.images, Tensor):
@@ -92,6 +96,10 @@ def load(
         return ImageSet(images[start:stop], pick(labels), listing.classes, pick(aspect))
 
     fit = part(0, cut)
+    if fit.labels is not None and (without := int((fit.labels < 0).sum())):
+        say(
+            f"{without} of {len(fit)} training images have no label: trained on, and left out where labels judge"
+        )
     held = part(cut, len(images)) if len(images) > cut else None
     return Dataset(listing.name, fit, held, *channel_statistics(fit.images), skipped)
 
@@ -106,6 +114,8 @@ def _partition(listing: Listing, limit: int | None, seed: int) -> tuple[Tensor, 
         # Before the limit, so that runs of different limits are judged on the same images.
         fit, held = validation_split(listing.labels[train], HELD_OUT, seed)
         train, test = train[fit], train[held]
+    else:
+        test = test[listing.labels[test] >= 0]
     if limit is not None and limit < len(train):
         labels = None if listing.labels is None else listing.labels[train]
         train = train[random_subset(len(train), limit, seed, labels)]
@@ -133,7 +143,7 @@ def _processors() -> int:
     return min(16, usable)
 
 
-def _list(spec: str, cache: Path, seed: int) -> Listing:
+def _list(spec: str, cache: Path, seed: int, follow_links: bool) -> Listing:
     """Finds the source that `spec` means; each is imported only when it is used."""
     if spec == "shapes":
         from tailfin.data.shapes import list_shapes
@@ -143,16 +153,20 @@ def _list(spec: str, cache: Path, seed: int) -> Listing:
         from tailfin.data.named import list_named
 
         return list_named(spec, cache / "downloads")
-    path = Path(spec).expanduser()
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError as error:  # ~ of a user whom nobody knows
+        raise UserError(f"{spec}: {error}") from None
     try:
         if not spec or not path.exists():
             raise _missing(spec, path)
-        return _list_path(path)
-    except OSError as error:
-        raise UserError(f"{spec}: cannot be read: {error.strerror or error}") from error
+        return _list_path(path, follow_links)
+    except (OSError, ValueError) as error:  # a name that holds NUL is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"{printable(spec)}: cannot be read: {reason or error}") from error
 
 
-def _list_path(path: Path) -> Listing:
+def _list_path(path: Path, follow_links: bool) -> Listing:
     from tailfin.data import idx, parquet
 
     if path.is_file():
@@ -163,13 +177,15 @@ def _list_path(path: Path) -> Listing:
         raise UserError(
             f"{path}: neither a Parquet nor an IDX file; allowed: a folder of images, *.parquet, *-ubyte[.gz]"
         )
+    if not path.is_dir():
+        raise UserError(f"{path}: neither a file nor a folder")
     if parquet.find_files(path):
-        return parquet.list_parquet(path)
+        return parquet.list_parquet(path, follow_links=follow_links)
     if idx.find_files(path):
-        return idx.list_idx(path)
+        return idx.list_idx(path, follow_links=follow_links)
     from tailfin.data.folder import list_folder
 
-    return list_folder(path)
+    return list_folder(path, follow_links=follow_links)
 
 
 def _missing(spec: str, path: Path) -> UserError:

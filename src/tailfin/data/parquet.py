@@ -4,6 +4,7 @@ name."""
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,12 +14,24 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from tailfin.data.source import Blob, Encoded, Listing, Unreadable, enumerate_classes, fingerprint
-from tailfin.errors import UserError
+from tailfin.data.source import (
+    Blob,
+    Encoded,
+    Listing,
+    Unreadable,
+    enumerate_classes,
+    fingerprint,
+    leads_outside,
+    refuse_links,
+)
+from tailfin.errors import UserError, printable
 
 _LABELS: Final = ("label", "labels", "fine_label")
 _SPLIT: Final = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
-_BATCH: Final = 256
+_BATCH, _BATCH_BYTES = 8, 2**26
+"""Most rows read at a time, and bytes that they may need: rows can share one value, which the file holds once and
+memory as often as it is used (2 kB of a file became 9 GB, 256 rows at a time). Eight rows at a time took 1.2 times as
+long as 256, without decoding."""
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -26,21 +39,25 @@ def find_files(folder: Path) -> list[Path]:
     found = [
         file for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet") for file in folder.glob(pattern)
     ]
-    return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    hidden = (any(part.startswith(".") for part in file.relative_to(folder).parts) for file in found)
+    return sorted(file for file, skip in zip(found, hidden, strict=True) if not skip and file.is_file())
 
 
-def list_parquet(path: Path) -> Listing:
+def list_parquet(path: Path, *, follow_links: bool = False) -> Listing:
     """The images of one Parquet file, or of a folder of them.
 
     A file's split is the word its name begins with (`train-*`, `test-*`, `validation-*`), or else the name of
     its folder; without any `train` file, the files of no known split are the training images. `test` is
     preferred to `validation` as the test split, unless it is unlabelled (all labels -1), as that of ImageNet.
-    A single file is all training images.
+    A single file is all training images. Rows whose label is null, negative or missing have none.
 
     Raises:
-        UserError: For a damaged file, one without an image column, differing schemas, or labels out of range.
+        UserError: For a damaged file, one without an image column, differing schemas, labels out of range, or files
+            that are links out of the folder, unless `follow_links`.
     """
     train, tests = ([path], []) if path.is_file() else _by_split(path)
+    if path.is_dir() and not follow_links:
+        refuse_links([*train, *(file for files in tests for file in files)], path)
     schema = _schema(train[0])
     column = _image_column(train[0], schema)
     label = next(
@@ -49,13 +66,10 @@ def list_parquet(path: Path) -> Listing:
 
     values = None if label is None else _read_labels(train, label)
     test: list[Path] = []
-    if values is not None:
+    if values is not None and label is not None:
         for files in tests:
-            more = None
-            if label is not None and all(label in _schema(file).names for file in files):
-                more = _read_labels(files, label)
-            if more is not None:
-                test, values = files, np.concatenate([values, more])
+            if (more := _read_labels(files, label)) is not None:
+                test, values = files, values + more
                 break
     elif tests:
         test = tests[0]
@@ -96,32 +110,45 @@ def _split_of(file: Path, root: Path) -> str:
     return "" if match is None else match[1]
 
 
-def _open(file: Path) -> pq.ParquetFile:
+@contextmanager
+def _open(file: Path) -> Iterator[pq.ParquetFile]:
+    """An open file; whatever pyarrow meets in a damaged one is a line that names it."""
     try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file}: not readable as Parquet (damaged or cut short?): {str(error).splitlines()[0]}")
+        with pq.ParquetFile(file) as parquet:
+            yield parquet
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    # Errors of Arrow and of the system, but also of text that is not UTF-8, of numbers too large, of memory.
+    except Exception as error:
+        words = printable((str(error) or type(error).__name__).splitlines()[0])
+        raise UserError(f"{file}: not readable as Parquet (damaged or cut short?): {words}") from error
 
 
 def _schema(file: Path) -> pa.Schema:
     with _open(file) as parquet:
+        names = parquet.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"{file}: more than one column is called {twice[0]!r}")
         return parquet.schema_arrow
 
 
 def _rows(file: Path) -> int:
     with _open(file) as parquet:
-        return parquet.metadata.num_rows
+        told = parquet.metadata.num_rows
+        groups = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
+        # A row takes a byte at the least: a damaged count must not claim memory for its images' numbers.
+        if told != sum(groups) or min(groups, default=0) < 0 or told > file.stat().st_size:
+            raise UserError(f"{file}: damaged: it tells of {told} rows, and its parts of {sum(groups)}")
+        return told
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """The columns' types as the Hugging Face metadata tells them, empty where there is none."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return features if isinstance(features, dict) else {}
 
@@ -160,52 +187,52 @@ def _image_column(file: Path, schema: pa.Schema) -> str:
     return min(candidates, key=lambda name: name not in ("image", "img"))
 
 
-def _read_labels(files: Sequence[Path], name: str) -> np.ndarray[Any, Any] | None:
-    """Raw labels of all rows, integers or strings; None where every one is missing (null or -1)."""
-    parts = []
+def _read_labels(files: Sequence[Path], name: str) -> list[int | str | None] | None:
+    """The label of each row, an integer or a string, None where it has none; None where no row has one."""
+    found: list[int | str | None] = []
     for file in files:
-        if name not in (names := _schema(file).names):
+        schema = _schema(file)
+        if name not in schema.names:
+            found += [None] * _rows(file)
+            continue
+        if not _is_label(schema.field(name).type):
             raise UserError(
-                f"{file}: no label column {name!r} as in the other files; columns: {', '.join(names)}"
+                f"{file}: column {name!r} holds {schema.field(name).type}, not labels as in the others"
             )
         with _open(file) as parquet:
-            try:
-                column = parquet.read(columns=[name]).column(0)
-            except (pa.ArrowException, OSError) as error:
-                raise _damaged(file, error) from error
-        if isinstance(column.type, pa.DictionaryType):
-            column = column.cast(column.type.value_type)
-        if _is_string(column.type):
-            if column.null_count == len(column):
-                return None
-            if column.null_count:
-                raise UserError(f"{file}: {column.null_count} rows have no {name!r}; label all rows, or none")
-            parts.append(column.cast(pa.string()).to_numpy())
-        else:
-            parts.append(column.cast(pa.int64()).fill_null(pa.scalar(-1, pa.int64())).to_numpy())
-    values = np.concatenate([part.astype(str) if part.dtype == object else part for part in parts])
-    return None if values.dtype.kind == "i" and (values < 0).all() else values
+            column = parquet.read(columns=[name]).column(0)
+            found += [
+                None if value is None or (isinstance(value, int) and value < 0) else value
+                for value in column.to_pylist()
+            ]
+    return None if all(value is None for value in found) else found
 
 
 def _classes(
-    values: np.ndarray[Any, Any], name: str, schema: pa.Schema, path: Path
+    values: list[int | str | None], name: str, schema: pa.Schema, path: Path
 ) -> tuple[Tensor, tuple[str, ...]]:
-    if values.dtype.kind != "i":
-        return enumerate_classes(values.tolist())
+    """Labels int64 [N], -1 for none, and the classes' names."""
+    told = [value for value in values if value is not None]
+    has = torch.tensor([value is not None for value in values])
+    labels = torch.full((len(values),), -1)
+    if any(isinstance(value, str) for value in told):
+        labels[has], classes = enumerate_classes([str(value) for value in told])
+        return labels, classes
+    numbers = [int(value) for value in told]
     feature = _features(schema).get(name)
     names = feature.get("names") if isinstance(feature, dict) else None
-    low, high = int(values.min()), int(values.max())
-    if isinstance(names, list) and high >= len(names):
+    if max(numbers) >= 2**63:
+        raise UserError(f"{path}: column {name!r} holds {max(numbers)}; labels must lie below 2^63")
+    if not isinstance(names, list):
+        labels[has], classes = enumerate_classes(numbers)
+        return labels, classes
+    if max(numbers) >= len(names):
         raise UserError(
-            f"{path}: column {name!r} holds {high}, but there are {len(names)} class names (0 to {len(names) - 1})"
+            f"{path}: column {name!r} holds {max(numbers)}, but there are {len(names)} class names "
+            f"(0 to {len(names) - 1})"
         )
-    if low < 0:
-        raise UserError(
-            f"{path}: {int((values < 0).sum())} rows have no {name!r} (null or negative); label all rows, or none"
-        )
-    if isinstance(names, list):
-        return torch.from_numpy(values.astype(np.int64)), tuple(str(each) for each in names)
-    return enumerate_classes(values.tolist())
+    labels[has] = torch.tensor(numbers)
+    return labels, tuple(str(each) for each in names)
 
 
 def _encoded(files: list[Path], counts: list[int], column: str, path: Path) -> Encoded:
@@ -229,20 +256,29 @@ def _encoded(files: list[Path], counts: list[int], column: str, path: Path) -> E
 def _read_rows(file: Path, column: str, rows: np.ndarray[Any, Any]) -> Iterator[Blob]:
     """Images of increasing `rows`, read row group by row group; groups without one are not read."""
     with _open(file) as parquet:
-        first = 0
-        try:
-            for group in range(parquet.num_row_groups):
-                last = first + parquet.metadata.row_group(group).num_rows
-                if ((rows >= first) & (rows < last)).any():
-                    start = first
-                    for batch in parquet.iter_batches(_BATCH, row_groups=[group], columns=[column]):
-                        inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
-                        start += batch.num_rows
-                        for value in batch.column(0).take(pa.array(inside)).to_pylist():
-                            yield _blob(value, file.parent)
-                first = last
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(file, error) from error
+        first = found = 0
+        for group in range(parquet.num_row_groups):
+            last = first + parquet.metadata.row_group(group).num_rows
+            if ((rows >= first) & (rows < last)).any():
+                start = first
+                size = _batch_size(parquet.metadata.row_group(group), column)
+                for batch in parquet.iter_batches(size, row_groups=[group], columns=[column]):
+                    inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+                    start += batch.num_rows
+                    found += len(inside)
+                    for value in batch.column(0).take(pa.array(inside)).to_pylist():
+                        yield _blob(value, file.parent)
+            first = last
+        if found != len(rows):
+            raise UserError(
+                f"{file}: damaged: {len(rows) - found} of the rows that it tells of are not there"
+            )
+
+
+def _batch_size(group: pq.RowGroupMetaData, column: str) -> int:
+    parts = [group.column(n) for n in range(group.num_columns)]
+    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
+    return min(_BATCH, max(1, _BATCH_BYTES // max(1, size)))
 
 
 def _blob(value: Any, folder: Path) -> Blob:
@@ -251,12 +287,14 @@ def _blob(value: Any, folder: Path) -> Blob:
     if isinstance(value, dict):
         if value.get("bytes") is not None:
             return bytes(value["bytes"])
-        if value.get("path"):
-            file = (folder / value["path"]).resolve()
+        if name := value.get("path"):
+            if not isinstance(name, str) or "\0" in name:
+                return Unreadable(f"its path is {name!r}, which names no file")
+            file = folder / name
             # A data set from elsewhere must not make this program open files outside its own folder.
-            return (
-                file
-                if file.is_relative_to(folder.resolve())
-                else Unreadable(f"its path leads outside {folder}")
-            )
+            if leads_outside(file, folder):
+                return Unreadable(f"its path leads outside {folder}")
+            if file.exists() and not file.is_file():
+                return Unreadable("its path is no plain file")
+            return file.resolve()
     return Unreadable("the row holds neither bytes nor a path")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tailfin.data.types import Skipped
+from tailfin.errors import UserError, printable
 
 
 class Unreadable(Exception):
@@ -48,9 +49,10 @@ class Listing:
     Attributes:
         name: Short name for reports.
         images: Encoded images, or decoded ones of one size, uint8 [N, C, H, W].
-        labels: int64 [N], or None.
+        labels: int64 [N], -1 where an image has none; or None where no image has one.
         classes: Class names, indexed by label; None without labels.
         test: bool [N], true for the images of the source's own test split.
+        notes: What a user should know of what was found, a line each.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Listing:
     labels: Tensor | None
     classes: tuple[str, ...] | None
     test: Tensor
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,24 @@ class Decoded:
     kept: Tensor
     aspect: Tensor | None
     skipped: tuple[Skipped, ...]
+
+
+def leads_outside(path: Path, root: Path) -> bool:
+    """Whether a path in a folder is, or goes through, a link that leads out of it."""
+    return not path.resolve().is_relative_to(root.resolve())
+
+
+def refuse_links(files: Iterable[Path], root: Path) -> None:
+    """Refuse files that are links out of the folder that the user named.
+
+    Raises:
+        UserError: One is.
+    """
+    for file in files:
+        if leads_outside(file, root):
+            raise UserError(
+                f"{printable(str(file))} is a link that leads out of {root}; --follow-links follows it"
+            )
 
 
 def enumerate_classes(values: Sequence[int] | Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:

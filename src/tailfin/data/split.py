@@ -8,10 +8,10 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     """Stratified indices (fit, validation), each int64 and increasing, together a partition of [0, N).
 
     Every class gives round(fraction * its size) images to the validation part, but at least one where it has
-    two, and never all.
+    two, and never all. Images without a label give none.
 
     Args:
-        labels: int64 [N].
+        labels: int64 [N], -1 for none.
         fraction: Share of the validation part, in (0, 1).
         seed: Equal seeds give equal splits.
 
@@ -22,7 +22,7 @@ def validation_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         raise ValueError(f"fraction is {fraction}; it must lie between 0 and 1")
     generator = torch.Generator().manual_seed(seed)
     held = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
+    for label in labels[labels >= 0].unique().tolist():
         members = (labels == label).nonzero().flatten()
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held[members[torch.randperm(len(members), generator=generator)[:count]]] = True

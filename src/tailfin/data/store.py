@@ -3,11 +3,10 @@
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -20,10 +19,13 @@ from tailfin.data.decode import decode, quiet, read_header
 from tailfin.data.entries import Entry
 from tailfin.data.source import Blob, Decoded, Encoded, Progress, Unreadable
 from tailfin.data.types import Skipped
+from tailfin.errors import printable
 
 SMALL_SIDE: Final = 96
 _DEFAULT_IMAGE_SIZE: Final = 224
 _CHUNK: Final = 32
+_MOST_WAITING: Final = 2**28
+"""Bytes of encoded images that wait for a thread."""
 
 
 @dataclass(frozen=True)
@@ -191,17 +193,19 @@ class _Filler:
             return len(chunk)
 
         items = zip(self.order.tolist(), self.encoded.stream(self.ordered), strict=True)
-        pending: deque[Future[int]] = deque()
-        done = 0
+        pending: deque[tuple[Future[int], int]] = deque()
+        done = waiting = 0
         with ThreadPoolExecutor(self.workers) as pool:
             try:
-                # Bounded, so that the bytes of a large Parquet file are not all in memory at once.
-                while chunk := list(islice(items, _CHUNK)):
-                    pending.append(pool.submit(work, chunk))
-                    if len(pending) > 4 * self.workers:
-                        done = self._report(done + pending.popleft().result())
+                for chunk, size in _chunks(items):
+                    pending.append((pool.submit(work, chunk), size))
+                    waiting += size
+                    # Bounded, so that the bytes of a large Parquet file are not all in memory at once.
+                    while len(pending) > 4 * self.workers or waiting > _MOST_WAITING:
+                        future, gone = pending.popleft()
+                        done, waiting = self._report(done + future.result()), waiting - gone
                 while pending:
-                    done = self._report(done + pending.popleft().result())
+                    done = self._report(done + pending.popleft()[0].result())
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -213,10 +217,26 @@ class _Filler:
         return done
 
 
+def _chunks(items: Iterable[tuple[int, Blob]]) -> Iterator[tuple[list[tuple[int, Blob]], int]]:
+    """Positions and images by up to `_CHUNK`, and the bytes that they hold."""
+    chunk: list[tuple[int, Blob]] = []
+    size = 0
+    for position, blob in items:
+        chunk.append((position, blob))
+        size += len(blob) if isinstance(blob, bytes) else 0
+        if len(chunk) == _CHUNK or size > _MOST_WAITING // 8:
+            yield chunk, size
+            chunk, size = [], 0
+    if chunk:
+        yield chunk, size
+
+
 def _decoded(held: Entry, encoded: Encoded, index: Sequence[int]) -> Decoded:
     kept = torch.ones(len(index), dtype=torch.bool)
     kept[list(held.reasons)] = False
-    skipped = tuple(Skipped(encoded.name(index[n]), held.reasons[n]) for n in sorted(held.reasons))
+    skipped = tuple(
+        Skipped(printable(encoded.name(index[n])), printable(held.reasons[n])) for n in sorted(held.reasons)
+    )
     aspect = torch.from_numpy(held.aspect) if held.squashed else None
     return Decoded(torch.from_numpy(held.images), kept, aspect, skipped)
 

@@ -24,7 +24,7 @@ class ImageSet:
 
     Attributes:
         images: uint8 [N, C, H, W], C 1 or 3; may be a memory-mapped file.
-        labels: int64 [N], or None where the source has none.
+        labels: int64 [N], -1 where an image has none; None where the source has none.
         classes: Class names, indexed by label; None without labels.
         aspect: float32 [N], width / height of each original; None where the stored images are the originals.
     """
@@ -36,6 +36,13 @@ class ImageSet:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def labelled(self) -> "ImageSet":
+        """The images that have a label, which may be none."""
+        if self.labels is None:
+            return self.subset(torch.zeros(0, dtype=torch.int64))
+        has = self.labels >= 0
+        return self if bool(has.all()) else self.subset(has.nonzero().flatten())
 
     def subset(self, index: Tensor) -> "ImageSet":
         """The images at `index` (int64 [M]), with their labels and aspects."""

@@ -60,7 +60,7 @@ class Moment:
         total_steps: Steps of the whole run.
         steps_per_epoch: Steps of a pass over the images.
         indices: int64 [N] on the CPU, each image's place in the training set.
-        labels: int64 [N] on the CPU; None where the images have none.
+        labels: int64 [N] on the CPU, -1 for an image without one; None where no image has one.
     """
 
     step: int

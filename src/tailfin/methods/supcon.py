@@ -93,10 +93,11 @@ def supervised_contrast(online: Branch, target: Branch, labels: Tensor, temperat
     Args:
         online: Projections, each [N, P].
         target: The same from the target branch, of the same views or of the first ones alone.
-        labels: int64 [N].
+        labels: int64 [N]; an image whose label is negative has none, and is a class of its own.
         temperature: Divides the cosine similarities.
     """
     crossings(online, target)
+    labels = torch.where(labels < 0, -1 - torch.arange(len(labels), device=labels.device), labels)
     with full_precision(online.projections[0]):
         keys = torch.cat([unit(projection) for projection in target.projections])
         # A few kilobytes are staged by the driver: the host need not wait for the device.

@@ -112,6 +112,8 @@ class Config:
     pixels (encoder), or nothing."""
     tolerate: float = 0.01
     """Share of images that may be unreadable."""
+    follow_links: bool = False
+    """Follow links that lead out of the data folder."""
     workers: Open[int] = None
     """Threads that decode images. Default: one a processor."""
     cache: Open[str] = None

@@ -114,6 +114,7 @@ def scores(
     subject: Subject, untrained: Subject, train: ImageSet, test: ImageSet, seed: int, *, pixels: bool
 ) -> dict[str, Scores]:
     """kNN and linear accuracy of each output and weights, beside the untrained encoder and, if asked, raw pixels."""
+    train = train.labelled()
     train_labels, test_labels = _labels(train), _labels(test)
     device = subject.execution.device
 
@@ -150,7 +151,8 @@ class Judge:
         train = setup.data.train
         self.can_validate = False
         if train.labels is not None:
-            fit, held = validation_split(train.labels, VALIDATION_SHARE, self.seed)
+            train = train.labelled()
+            fit, held = validation_split(_labels(train), VALIDATION_SHARE, self.seed)
             self.bank = train.subset(fit[random_subset(len(fit), VALIDATION_BANK, self.seed)])
             self.queries = train.subset(held[random_subset(len(held), VALIDATION_QUERIES, self.seed)])
             self.can_validate = len(held) > 0
@@ -179,10 +181,10 @@ class Judge:
         asked = setup.config.judge
         if asked == "nothing":
             unjudged.append("accuracy of kNN and linear probe: --judge nothing")
-        elif train.labels is not None and test is not None:
+        elif len(train.labelled()) and test is not None:
             found = scores(self.subject, self._untrained(), train, test, self.seed, pixels=asked == "all")
         else:
-            reason = "the images have no labels" if train.labels is None else "no image could be held out"
+            reason = "no image could be held out" if len(train.labelled()) else "the images have no labels"
             unjudged.append(f"accuracy of kNN and linear probe: {reason}")
         names = self._pictures(train, train if test is None else test)
         seen = summarise(folder.read_stability(), setup)
@@ -219,6 +221,7 @@ class Judge:
             "seed": setup.config.seed,
             "parameters": sum(p.numel() for p in encoder.parts.parameters()),
             "train_images": len(train),
+            "labelled_images": len(train.labelled()),
             "test_images": 0 if test is None else len(test),
             "skipped": len(setup.data.skipped),
             "neighbour_names": names,
@@ -292,7 +295,7 @@ class Judge:
         if asked.labels is None or bank.labels is None or train.classes is None:
             return None
         labels = torch.cat([asked.labels[:, None], bank.labels[index]], dim=1)
-        return [[train.classes[label] for label in row] for row in labels.tolist()]
+        return [[train.classes[label] if label >= 0 else "" for label in row] for row in labels.tolist()]
 
     def _plain(self, images: ImageSet) -> Tensor:
         subject = self.subject

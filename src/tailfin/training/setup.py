@@ -91,6 +91,7 @@ def load_data(config: Config, device: torch.device) -> Dataset:
         limit=config.limit,
         seed=config.seed,
         tolerate=config.tolerate,
+        follow_links=config.follow_links,
         cache=cache_folder(config.cache),
         workers=config.workers,
         progress=progress.decoding(),
