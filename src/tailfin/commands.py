@@ -12,6 +12,7 @@ import torch
 from tailfin import methods
 from tailfin.data.types import Dataset
 from tailfin.errors import UserError
+from tailfin.evaluation.judge import Scores
 from tailfin.files import write_atomically, write_json
 from tailfin.momentum.cost import part_flops
 from tailfin.momentum.placement import Placement
@@ -21,7 +22,7 @@ from tailfin.training.advice import Advice, advise
 from tailfin.training.config import Config
 from tailfin.training.device import Execution, find_compiler, find_device, is_memory_full, keep_freed_memory
 from tailfin.training.folder import RunFolder, holds_a_run
-from tailfin.training.judging import Judge, Subject, device_name, judging_seed, scores
+from tailfin.training.judging import Judge, Subject, answers, device_name, judging_seed
 from tailfin.training.loop import Diverged, Loop, Stopped
 from tailfin.training.misfits import AUTO
 from tailfin.training.progress import best
@@ -233,12 +234,12 @@ def evaluate(run: Path, data: str | None, limit: int | None, device: str) -> int
         mean, std = tuple(held.progress["mean"]), tuple(held.progress["std"])
         micro = config.batch_size // config.accumulate
         subjects.append(Subject(encoder, execution, config.image_size or 0, mean, std, micro))
-    found = scores(
+    found = answers(
         subjects[0], subjects[1], images.train, images.test, judging_seed(config.seed), pixels=True
     )
     print(f"{run} after step {held.progress['step']}, judged on {asked.data}: ", end="")
     print(f"{len(images.train)} training images, {len(images.test)} test images")
-    _say_scores({name: asdict(each) for name, each in found.items()})
+    _say_scores({name: asdict(Scores.of(each)) for name, each in found.items()})
     return 0
 
 

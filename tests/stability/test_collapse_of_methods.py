@@ -69,7 +69,6 @@ def train(tmp_path: Path) -> Train:
             width=setup.method.out,
             trained=None,
             untrained=None,
-            judged_images=0,
             losses=[],
             timing=[],
             signs=summarise(rows, setup).signs,

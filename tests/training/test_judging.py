@@ -10,7 +10,7 @@ from tailfin.data.types import Dataset
 from tailfin.evaluation.features import extract
 from tailfin.training.config import Config
 from tailfin.training.folder import RunFolder
-from tailfin.training.judging import Judge, Subject, scores
+from tailfin.training.judging import Judge, Subject, answers
 from tailfin.training.setup import prepare
 
 Make = Callable[..., Config]
@@ -69,9 +69,9 @@ def test_judging_runs_the_trunk_as_often_as_the_placement_asks(
     placed = "stem" in subject.encoder.placement.placed
     for part in [subject.encoder.part("stem"), *([subject.encoder.momentum_part("stem")] if placed else [])]:
         part.register_forward_hook(lambda *_: calls.append(1))
-    found = scores(subject, untrained, data.train, data.test, 0, pixels=False)
+    found = answers(subject, untrained, data.train, data.test, 0, pixels=False)
     batches = (len(data.train) + len(data.test)) // subject.batch_size
     assert len(calls) == stems * batches
     assert ("backbone_momentum" in found) == (momentum not in ("none", "stopgrad"))
     if momentum == "projector":
-        assert found["backbone_momentum"] == found["backbone_online"]
+        assert found["backbone_momentum"] is found["backbone_online"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tailfin.data.types import ImageSet
-from tailfin.evaluation.knn import knn_accuracy
+from tailfin.evaluation.knn import knn_classify
 from tailfin.evaluation.linear import linear_probe
 
 
@@ -24,6 +24,25 @@ class Scores:
     knn: float | None
     linear: float | None
 
+    @classmethod
+    def of(cls, answers: "Answers | None") -> "Scores":
+        """The accuracies of what was answered."""
+        if answers is None:
+            return cls(None, None)
+        return cls(*(100 * float(right.double().mean()) for right in (answers.knn, answers.linear)))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which of M test images were classified rightly, by which features are compared on the same images.
+
+    Attributes:
+        knn, linear: bool [M] on the CPU, by judge.
+    """
+
+    knn: Tensor
+    linear: Tensor
+
 
 def score(
     train_x: Tensor,
@@ -34,7 +53,20 @@ def score(
     *,
     device: torch.device | str = "cpu",
 ) -> Scores:
-    """Both accuracies of one set of features.
+    """Both accuracies of one set of features; the arguments are those of `answer`."""
+    return Scores.of(answer(train_x, train_y, test_x, test_y, seed, device=device))
+
+
+def answer(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    seed: int = 0,
+    *,
+    device: torch.device | str = "cpu",
+) -> Answers | None:
+    """What both judges make of one set of features; None where some are not finite.
 
     Args:
         train_x, train_y: [N, D] and int64 [N].
@@ -43,9 +75,13 @@ def score(
         device: Where to compute.
     """
     if not (train_x.isfinite().all() and test_x.isfinite().all()):
-        return Scores(None, None)
-    sets = train_x.to(device), train_y.to(device), test_x.to(device), test_y.to(device)
-    return Scores(knn=knn_accuracy(*sets), linear=linear_probe(*sets, seed=seed).accuracy)
+        return None
+    train_x, train_y, test_x, test_y = (each.to(device) for each in (train_x, train_y, test_x, test_y))
+    found = (
+        knn_classify(train_x, train_y, test_x),
+        linear_probe(train_x, train_y, test_x, test_y, seed=seed).predicted,
+    )
+    return Answers(*((labels == test_y).cpu() for labels in found))
 
 
 def raw_pixels(images: ImageSet, mean: Sequence[float], std: Sequence[float], most: int = 32) -> Tensor:

@@ -50,14 +50,36 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Accuracy in percent of the weighted vote of the `k` nearest training samples.
+    """Accuracy in percent of `knn_classify`.
+
+    Args:
+        train_features, train_labels: [N, D] and int64 [N].
+        test_features, test_labels: [M, D] and int64 [M].
+        k, temperature: As there.
+
+    Raises:
+        ValueError: As there.
+    """
+    found = knn_classify(train_features, train_labels, test_features, k=k, temperature=temperature)
+    return 100 * float((found == test_labels).double().mean())
+
+
+def knn_classify(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Labels int64 [M] by the weighted vote of the `k` nearest training samples.
 
     Each neighbour votes for its class with weight exp(cosine / temperature) (arXiv 1805.01978, section 3.4).
     `k` larger than the training set means all of it; of classes with equal votes the first wins.
 
     Args:
         train_features, train_labels: [N, D] and int64 [N].
-        test_features, test_labels: [M, D] and int64 [M].
+        test_features: [M, D].
         k: Neighbours that vote. The source uses 200 on ImageNet; 20 suits small training sets.
         temperature: Sharpness of the weights.
 
@@ -71,4 +93,5 @@ def knn_accuracy(
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     classes, labels = train_labels.unique(return_inverse=True)
     votes = weights.new_zeros(len(weights), len(classes)).scatter_add_(1, labels[index], weights)
-    return 100 * float((classes[votes.argmax(dim=1)] == test_labels).double().mean())
+    winners: Tensor = classes[votes.argmax(dim=1)]
+    return winners

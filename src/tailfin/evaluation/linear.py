@@ -1,7 +1,7 @@
 """The linear probe: how much of the classes a hyperplane finds in frozen features."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ class LinearResult:
             was taken.
         train_accuracy: Percent on all training samples.
         tried: Every (l2, validation accuracy) of the sweep, in order.
+        predicted: int64 [M], the test images' labels.
     """
 
     accuracy: float
@@ -44,6 +45,7 @@ class LinearResult:
     validation_accuracy: float | None
     train_accuracy: float
     tried: tuple[tuple[float, float], ...]
+    predicted: Tensor = field(compare=False, repr=False)
 
 
 def linear_probe(
@@ -92,13 +94,14 @@ def linear_probe(
         if len(held):
             l2, start, tried = _sweep(x[fit], y[fit], x[held], y[held], len(labels), sweep, axes)
     final = fit_logistic(x, y, len(labels), l2, axes=axes, start=start, tolerance=_FINAL_GAP)
-    test = final.logits((test_x - mean) * inverse)
+    predicted = labels[final.logits((test_x - mean) * inverse).argmax(dim=1)]
     return LinearResult(
-        accuracy=_percent(labels[test.argmax(dim=1)], test_y),
+        accuracy=_percent(predicted, test_y),
         l2=l2,
         validation_accuracy=dict(tried).get(l2),
         train_accuracy=_percent(final.logits(x).argmax(dim=1), y),
         tried=tried,
+        predicted=predicted,
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from tailfin.stability.signs import COLLAPSED_SPREAD, Sign, few_dimensions
@@ -10,8 +11,9 @@ from tailfin.stability.signs import COLLAPSED_SPREAD, Sign, few_dimensions
 Accuracies = tuple[float, float]
 
 FALL = 4.0
-"""Percentage points of validation kNN, and at least two standard errors of a difference: 4.4 points at 40 % of 1,000
-queries, 18 at 60 queries."""
+"""Percentage points of validation kNN that a fall has at the least."""
+LEVEL = 0.025
+"""How often a test may call something a difference that is none."""
 LOADER_BOUND = 0.2
 """Share of the time of a step that was spent waiting for images."""
 
@@ -40,7 +42,7 @@ def judge(
     width: int,
     trained: Accuracies | None = None,
     untrained: Accuracies | None = None,
-    judged_images: int = 0,
+    chance: tuple[float, float] | None = None,
     losses: Sequence[tuple[int, float]] = (),
     timing: Sequence[Mapping[str, Any]] = (),
     signs: Sequence[Sign] = (),
@@ -54,7 +56,8 @@ def judge(
         effective_rank: RankMe of the same.
         width: Of the projections.
         trained, untrained: kNN and linear accuracy of the backbone in percent; None without labels.
-        judged_images: How many test images of two classes or more there were.
+        chance: How often chance alone makes kNN and linear accuracy as much better than the untrained encoder's, one
+            p-value each (`mcnemar`); None where that cannot be told.
         losses: (step, loss) of each log row.
         timing: Rows of timing.jsonl.
         signs: What the monitors saw, the worst first.
@@ -73,12 +76,14 @@ def judge(
     if wait is not None:
         evidence.append(f"{100 * wait:.0f} % of the time spent waiting for images")
     if trained and untrained:
-        evidence.append(f"kNN {trained[0]:.1f} %, untrained encoder {untrained[0]:.1f} %")
-        evidence.append(f"linear probe {trained[1]:.1f} %, untrained encoder {untrained[1]:.1f} %")
+        for name, ours, theirs, p in zip(
+            ("kNN", "linear probe"), trained, untrained, chance or (None, None), strict=True
+        ):
+            told = "" if p is None else f": by chance alone in {_share(p)} of cases"
+            evidence.append(f"{name} {ours:.1f} %, untrained encoder {theirs:.1f} %{told}")
     learnt: tuple[str, ...] | None = None
-    if trained and untrained and judged_images:
-        better = [_better(a, b, judged_images) for a, b in zip(trained, untrained, strict=True)]
-        learnt = tuple(name for name, yes in zip(("kNN", "the linear probe"), better, strict=True) if yes)
+    if chance is not None:
+        learnt = tuple(name for name, p in zip(("kNN", "the linear probe"), chance, strict=True) if p < LEVEL)
     signs = [*signs, *_past_its_best(validation, validation_images)]
     evidence += [sign.evidence for sign in signs]
     state, words = _state(spread, effective_rank, width, learnt, wait, signs)
@@ -132,7 +137,9 @@ def _past_its_best(validation: Sequence[float], images: int) -> list[Sign]:
     best, last = max(validation), validation[-1]
     share = (best + last) / 200
     error = 100 * math.sqrt(2 * share * (1 - share) / images)
-    if best - last <= max(0.1 * best, FALL, 2 * error):
+    # The best of many lies above the last by chance too: each of the others may be it.
+    errors = NormalDist().inv_cdf(1 - LEVEL / max(1, len(validation) - 1))
+    if best - last <= max(0.1 * best, FALL, errors * error):
         return []
     return [
         Sign(
@@ -144,11 +151,8 @@ def _past_its_best(validation: Sequence[float], images: int) -> list[Sign]:
     ]
 
 
-def _better(trained: float, untrained: float, images: int) -> bool:
-    """Whether `trained` (%) lies two standard errors above `untrained`, or takes half of what was left to 100 %."""
-    share = min(max(untrained / 100, 0.5 / images), 1 - 0.5 / images)
-    error = 100 * math.sqrt(share * (1 - share) / images)
-    return trained - untrained > min(2 * error, (100 - untrained) / 2)
+def _share(p: float) -> str:
+    return "under 0.1 %" if p < 0.001 else f"{100 * p:.1f} %"
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -21,7 +21,7 @@ from tailfin.study import cells
 from tailfin.training.config import Config
 from tailfin.training.device import find_device, keep_freed_memory, peak_resident
 from tailfin.training.folder import RunFolder
-from tailfin.training.judging import Judge, Subject, scores
+from tailfin.training.judging import Judge, Subject, answers
 from tailfin.training.setup import Setup, build, load_data, prepare
 from tailfin.training.step import Step
 
@@ -84,7 +84,7 @@ def _judging(setup: Setup) -> float:
     share = min(1.0, JUDGED / (len(data.train) + len(data.test)))
     train, test = _some(data.train, share), _some(data.test, share)
     start = time.perf_counter()
-    scores(ours, untrained, train, test, judge.seed, pixels=False)
+    answers(ours, untrained, train, test, judge.seed, pixels=False)
     return (time.perf_counter() - start) * (len(data.train) + len(data.test)) / (len(train) + len(test))
 
 

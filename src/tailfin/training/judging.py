@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tailfin.data.split import random_subset, validation_split
 from tailfin.data.types import ImageSet
+from tailfin.evaluation.compare import mcnemar
 from tailfin.evaluation.features import extract
-from tailfin.evaluation.judge import Scores, raw_pixels, score
+from tailfin.evaluation.judge import Answers, Scores, answer, raw_pixels
 from tailfin.evaluation.knn import knn_accuracy, nearest
 from tailfin.files import write_json
 from tailfin.momentum import MomentumEncoder
@@ -110,16 +111,17 @@ class Subject:
         return outputs
 
 
-def scores(
+def answers(
     subject: Subject, untrained: Subject, train: ImageSet, test: ImageSet, seed: int, *, pixels: bool
-) -> dict[str, Scores]:
-    """kNN and linear accuracy of each output and weights, beside the untrained encoder and, if asked, raw pixels."""
+) -> dict[str, Answers | None]:
+    """What kNN and linear probe make of each output and weights, beside the untrained encoder and, if asked, raw
+    pixels; None where features are not finite."""
     train = train.labelled()
     train_labels, test_labels = _labels(train), _labels(test)
     device = subject.execution.device
 
-    def judge(one: Tensor, other: Tensor) -> Scores:
-        return score(one, train_labels, other, test_labels, seed, device=device)
+    def judge(one: Tensor, other: Tensor) -> Answers | None:
+        return answer(one, train_labels, other, test_labels, seed, device=device)
 
     ours, theirs = subject.branches(train), subject.branches(test)
     found = {name: judge(ours.pop(name), theirs.pop(name)) for name in tuple(ours)}
@@ -176,16 +178,17 @@ class Judge:
                 "std": setup.data.std,
             },
         )
-        found: dict[str, Scores] = {}
+        answered: dict[str, Answers | None] = {}
         unjudged = []
         asked = setup.config.judge
         if asked == "nothing":
             unjudged.append("accuracy of kNN and linear probe: --judge nothing")
         elif len(train.labelled()) and test is not None:
-            found = scores(self.subject, self._untrained(), train, test, self.seed, pixels=asked == "all")
+            answered = answers(self.subject, self._untrained(), train, test, self.seed, pixels=asked == "all")
         else:
             reason = "no image could be held out" if len(train.labelled()) else "the images have no labels"
             unjudged.append(f"accuracy of kNN and linear probe: {reason}")
+        found = {name: Scores.of(each) for name, each in answered.items()}
         names = self._pictures(train, train if test is None else test)
         seen = summarise(folder.read_stability(), setup)
         placement = encoder.placement
@@ -197,7 +200,7 @@ class Judge:
             "raw_pixels": asdict(found["raw_pixels"]) if "raw_pixels" in found else None,
             "scores": {name: asdict(each) for name, each in found.items()},
             "validation_knn": self._last("knn"),
-            "verdict": asdict(self._verdict(train if test is None else test, found, seen.signs)),
+            "verdict": asdict(self._verdict(train if test is None else test, answered, seen.signs)),
             "fluctuation": {name: asdict(each) for name, each in seen.fluctuation.items()},
             "lags": {name: asdict(each) for name, each in seen.lags.items()},
             "lidar": self._lidar(train),
@@ -257,7 +260,13 @@ class Judge:
         value = collapse.lidar(torch.stack(projections, dim=1))
         return value if math.isfinite(value) else None
 
-    def _verdict(self, images: ImageSet, found: dict[str, Scores], signs: Sequence[Sign]) -> verdict.Verdict:
+    def _verdict(
+        self, images: ImageSet, answered: Mapping[str, Answers | None], signs: Sequence[Sign]
+    ) -> verdict.Verdict:
+        ours, theirs = (answered.get(name) for name in ("backbone_online", "untrained"))
+        chance = None
+        if ours is not None and theirs is not None and (images.classes is None or len(images.classes) > 1):
+            chance = mcnemar(ours.knn, theirs.knn), mcnemar(ours.linear, theirs.linear)
         some = images.subset(random_subset(len(images), COLLAPSE_IMAGES, self.seed))
         projections = self.subject.features(some)[1]
         rows = self.folder.read_metrics()
@@ -265,9 +274,9 @@ class Judge:
             spread=collapse.normalised_std(projections),
             effective_rank=collapse.effective_rank(projections),
             width=min(projections.shape),
-            trained=_both(found.get("backbone_online")),
-            untrained=_both(found.get("untrained")),
-            judged_images=len(images) if images.classes is None or len(images.classes) > 1 else 0,
+            trained=_both(ours),
+            untrained=_both(theirs),
+            chance=chance,
             losses=[(row["step"], row["loss"]) for row in rows if "loss" in row],
             timing=self.folder.read_timing(),
             signs=signs,
@@ -339,8 +348,9 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
 
 
-def _both(each: Scores | None) -> tuple[float, float] | None:
-    return None if each is None or each.knn is None or each.linear is None else (each.knn, each.linear)
+def _both(each: Answers | None) -> tuple[float, float] | None:
+    scores = Scores.of(each)
+    return None if scores.knn is None or scores.linear is None else (scores.knn, scores.linear)
 
 
 def _labels(images: ImageSet) -> Tensor:
