@@ -172,7 +172,7 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
     [
         (
             ["pretrian"],
-            "unknown command 'pretrian'; allowed: pretrain, advise, bench, evaluate, report, list, study; "
+            "unknown command 'pretrian'; allowed: pretrain, advise, bench, evaluate, report, list, cache, study; "
             "did you mean 'pretrain'",
         ),
         (["pretrain", "--method", "simcrl"], "unknown method 'simcrl'; allowed: .*did you mean 'simclr'"),
@@ -216,12 +216,12 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
         (["bench", "--out", "x"], "bench keeps nothing; leave out --out x"),
         (["bench", "--momentum", "auto"], "leave out --momentum, or name one"),
         (["advise", "--resume", "x"], "Unrecognized options: --resume, x"),
-        (["bench", "--config", "none.toml"], "cannot read settings none.toml"),
+        (["bench", "--config", "none.toml"], "cannot read none.toml: No such file"),
         (["advise", "--config", ""], "--config is empty"),
         (["pretrain", "--buffers", "emma"], "unknown value 'emma' in --buffers; .*did you mean 'ema'"),
         (["pretrain", "--device", "gpu"], "unknown --device 'gpu'"),
         (["pretrain", "--out", "/proc/run"], "cannot make the run folder /proc/run"),
-        (["pretrain", "--config", "none.toml"], "cannot read settings none.toml"),
+        (["pretrain", "--config", "none.toml"], "cannot read none.toml: No such file"),
         (["pretrain", "--config", "a", "--resume", "b"], "exclude each other"),
         (["pretrain", "--resume", "PHOTOS"], "no run at .*photos: the folder holds no config.toml"),
         (["pretrain", "--resume", "nowhere"], "no run at nowhere: the folder does not exist"),

@@ -1,8 +1,9 @@
 """Backbones by name: timm's, torchvision's, and a narrow ResNet for CPUs; stems for small images."""
 
 import difflib
-import json
+import math
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tailfin.errors import UserError
 from tailfin.momentum.parts import Parts, split
+from tailfin.reading import json_object, read_tensors, understand
 
 NARROW = "resnet10w16"
 FAMILIES = (
@@ -28,6 +30,10 @@ FAMILIES = (
 """What can be named: family, examples, parts before the projector."""
 SMALL_SIDE = 64
 """Up to this side (pixels) ResNets get the small-image stem."""
+WIDEST = 1024
+"""Of narrow ResNets: 1.3 billion parameters."""
+LARGEST = 8192
+"""Side (pixels) of images for which an encoder file may ask; some backbones have a parameter for each position."""
 
 
 def create(name: str, *, image_size: int, channels: int = 3) -> nn.Module:
@@ -64,11 +70,10 @@ def load_encoder(file: str | Path) -> nn.Module:
     Raises:
         UserError: Not such a file, or weights that do not fit what it says of itself.
     """
-    from safetensors.torch import load_file
-
-    about = encoder_metadata(file)
+    tensors, metadata = read_tensors(Path(file))
+    about = _about(metadata, file)
     model = create(about["backbone"], image_size=about["image_size"], channels=about["channels"])
-    missing, unexpected = model.load_state_dict(load_file(file), strict=False)
+    missing, unexpected = understand(str(file), lambda: model.load_state_dict(tensors, strict=False))
     # torchvision has no models without a classifier, which a run does not train.
     lost = [key for key in missing if not key.startswith(("fc.", "heads."))]
     if lost or unexpected:
@@ -84,14 +89,29 @@ def encoder_metadata(file: str | Path) -> dict[str, Any]:
     Raises:
         UserError: Not an encoder file of a run.
     """
-    from safetensors import SafetensorError, safe_open
+    return _about(read_tensors(Path(file))[1], file)
 
-    try:
-        with safe_open(file, framework="pt") as opened:
-            about: dict[str, Any] = json.loads((opened.metadata() or {})["tailfin"])
-    except (SafetensorError, OSError, KeyError, ValueError):
-        raise UserError(f"{file} is no encoder.safetensors of a run") from None
-    return about
+
+def _about(metadata: Mapping[str, str], file: str | Path) -> dict[str, Any]:
+    if "tailfin" not in metadata:
+        raise UserError(f"{file} is no encoder.safetensors of a run")
+    about = json_object(metadata["tailfin"], str(file))
+
+    def checked() -> dict[str, Any]:
+        channels, size = about["channels"], about["image_size"]
+        if type(about["backbone"]) is not str or type(size) is not int or not 8 <= size <= LARGEST:
+            raise ValueError(f"backbone {about['backbone']!r} at {size!r} px")
+        if channels not in (1, 3):
+            raise ValueError(f"{channels!r} channels")
+        for name in ("mean", "std"):
+            values = [float(value) for value in about[name]]
+            if len(values) != channels or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} {about[name]!r} for {channels} channels")
+        if min(about["std"]) <= 0:
+            raise ValueError(f"std {about['std']!r}")
+        return about
+
+    return understand(str(file), checked)
 
 
 def create_parts(name: str, *, image_size: int, channels: int = 3) -> Parts:
@@ -150,8 +170,8 @@ def narrow_resnet(width: int = 16, *, channels: int = 3) -> nn.Module:
     """
     from timm.models.resnet import BasicBlock, ResNet
 
-    if width < 1:
-        raise UserError(f"the width of a narrow ResNet is at least 1, got {width}")
+    if not 1 <= width <= WIDEST:
+        raise UserError(f"the width of a narrow ResNet is {width}; it must lie between 1 and {WIDEST}")
     widths = tuple(width * scale for scale in (1, 2, 4, 8))
     model = ResNet(
         BasicBlock, (1, 1, 1, 1), channels=widths, in_chans=channels, num_classes=0, zero_init_last=False

@@ -2,10 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from tailfin.evaluation.judge import Scores
 from tailfin.files import write_atomically, write_json
 from tailfin.momentum.cost import part_flops
 from tailfin.momentum.placement import Placement
+from tailfin.reading import understand
 from tailfin.training import checkpoint, misfits
 from tailfin.training import config as settings
 from tailfin.training.advice import Advice, advise
@@ -27,6 +28,8 @@ from tailfin.training.loop import Diverged, Loop, Stopped
 from tailfin.training.misfits import AUTO
 from tailfin.training.progress import best
 from tailfin.training.setup import Setup, build, load_data, prepare
+
+T = TypeVar("T")
 
 MOST_NAMED = 20
 """Unreadable images that are named on the screen; the list in the run folder holds them all."""
@@ -219,7 +222,7 @@ def evaluate(run: Path, data: str | None, limit: int | None, device: str) -> int
     images = load_data(asked, place)
     if images.test is None:
         raise UserError(f"{asked.data} has no labels to judge with, or no image could be held out")
-    channels, count = held.progress["channels"], held.progress["images"]
+    channels, count, mean, std = understand(f"checkpoint {folder.checkpoint}", lambda: _about(held.progress))
     if images.train.images.shape[1] != channels:
         raise UserError(
             f"{asked.data} has {images.train.images.shape[1]} channels, the encoder takes {channels}"
@@ -231,51 +234,76 @@ def evaluate(run: Path, data: str | None, limit: int | None, device: str) -> int
         if trained:
             checkpoint.load_module("encoder", encoder, held.tensors)
         execution.place(encoder)
-        mean, std = tuple(held.progress["mean"]), tuple(held.progress["std"])
         micro = config.batch_size // config.accumulate
         subjects.append(Subject(encoder, execution, config.image_size or 0, mean, std, micro))
     found = answers(
         subjects[0], subjects[1], images.train, images.test, judging_seed(config.seed), pixels=True
     )
-    print(f"{run} after step {held.progress['step']}, judged on {asked.data}: ", end="")
+    print(f"{run} after step {held.progress.get('step')}, judged on {asked.data}: ", end="")
     print(f"{len(images.train)} training images, {len(images.test)} test images")
     _say_scores({name: asdict(Scores.of(each)) for name, each in found.items()})
     return 0
 
 
+def _about(progress: Mapping[str, Any]) -> tuple[int, int, tuple[float, ...], tuple[float, ...]]:
+    """Channels, number of images, mean and std of the images that a run was trained on."""
+    mean, std = (tuple(float(value) for value in progress[name]) for name in ("mean", "std"))
+    return int(progress["channels"]), int(progress["images"]), mean, std
+
+
 def report(run: Path) -> int:
     """`tailfin report`: returns the exit code."""
     folder = RunFolder.open(run)
-    print(f"report: {write_report(folder)}")
+    lost: list[str] = []
+    print(f"report: {write_report(folder, lost=lost)}")
+    for line in lost:
+        print(f"tailfin: not drawn: {line}", file=sys.stderr)
     return 0
 
 
-def write_report(folder: RunFolder, unfinished: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    folder: RunFolder, unfinished: Mapping[str, Any] | None = None, lost: list[str] | None = None
+) -> Path:
     """Build report.html from what the run folder holds, finished or not.
 
     Args:
         folder: The run.
         unfinished: Results of a run that came to no result.json, such as the verdict on one that diverged.
+        lost: Takes a line for each thing that could not be read or drawn; the page tells them too.
     """
     from tailfin.report.page import PartRow, ReportContent, render
 
-    result = unfinished or folder.read_result()
-    pictures = folder.read_pictures()
+    lost = [] if lost is None else lost
+
+    def readable(read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except UserError as error:
+            lost.append(str(error))
+            return None
+
+    result = unfinished or readable(folder.read_result) or {}
+    pictures = readable(folder.read_pictures) or {}
+    parts = readable(
+        lambda: understand(
+            f"{folder.result}: parts", lambda: [PartRow(**row) for row in result.get("parts", [])]
+        )
+    )
     content = ReportContent(
         config=settings.as_dict(folder.read_config()),
-        metrics=folder.read_metrics(),
-        timing=folder.read_timing(),
-        stability=folder.read_stability(),
+        metrics=folder.read_metrics(lost),
+        timing=folder.read_timing(lost),
+        stability=folder.read_stability(lost),
         result=result,
-        parts=[PartRow(**row) for row in result.get("parts", [])],
+        parts=parts or [],
         placement=folder.read_config().momentum,
         views=pictures.get("views"),
         neighbours=pictures.get("neighbours"),
         neighbour_names=result.get("neighbour_names"),
-        skipped=folder.read_skipped(),
+        skipped=readable(folder.read_skipped) or [],
         command=f"tailfin pretrain --config {shlex.quote(str(folder.config))}",
     )
-    write_atomically(folder.report, render(content).encode(errors="backslashreplace"))
+    write_atomically(folder.report, render(content, lost).encode(errors="backslashreplace"))
     return folder.report
 
 

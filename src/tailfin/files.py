@@ -132,14 +132,3 @@ def _write_all(file: io.FileIO, content: bytes) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, atomically."""
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; none where it does not exist. A last line cut short is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows

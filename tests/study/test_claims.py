@@ -141,7 +141,9 @@ def depths(factor: float) -> Fluctuation:
     """Fluctuation that grows by `factor` from part to part."""
 
     def fluctuation(config: Config, part: int) -> float:
-        return 0.1 * factor**part * (1 + 0.01 * random.Random(f"{config} {part}").gauss(0, 1))
+        # Of what a run differs in here alone: a new setting must not draw other numbers.
+        draws = random.Random(f"{config.method} {config.data} {config.momentum} {config.seed} {part}")
+        return 0.1 * factor**part * (1 + 0.01 * draws.gauss(0, 1))
 
     return fluctuation
 

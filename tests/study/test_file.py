@@ -157,7 +157,7 @@ def test_bounds_that_another_setting_moves_are_no_errors(tmp_path: Path) -> None
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read the study .*none\.toml: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.toml: No such file"):
         file.read(tmp_path / "none.toml")
 
 

@@ -40,7 +40,7 @@ def test_a_saved_file_gives_the_settings_back(tmp_path: Path) -> None:
         ("batch_size = 10\naccumulate = 4", "is no multiple of --accumulate 4"),
         ("batch_size = 4\naccumulate = 4", "less than 2 images a micro-batch"),
         ("tailfin_config = 99", "are of format 99; this version of tailfin reads format 1"),
-        ("epochs = = 3", "are not valid TOML"),
+        ("epochs = = 3", "not valid TOML"),
         ("[method_options]\ntemperature = 'x'", "setting 'method_options.temperature'"),
     ],
 )
@@ -53,7 +53,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, text: str, message:
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read settings"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.toml: No such file"):
         settings.read(tmp_path / "none.toml")
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not valid TOML"):

@@ -1,6 +1,6 @@
 """The page of one pretraining run: a single HTML file that needs nothing else."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
@@ -15,29 +15,43 @@ __all__ = ["PartRow", "ReportContent", "render"]
 MOST_SKIPPED = 500
 
 
-def render(content: ReportContent) -> str:
+def render(content: ReportContent, lost: list[str] | None = None) -> str:
     """The report as one self-contained HTML document; the same content gives the same bytes.
 
-    Raises:
-        ValueError: `views` or `neighbours` are not uint8 [n, m, 1 or 3, S, S], or `neighbour_names` do not
-            fit `neighbours`.
+    Args:
+        content: What is drawn.
+        lost: What could not be read, which the page tells; it takes a line for each section that cannot be drawn from
+            what was read, whose place in the page then says so.
     """
+    lost = [] if lost is None else lost
+
+    def drawn(name: str, draw: Callable[[], str]) -> str:
+        try:
+            return draw()
+        # A run folder may hold anything: a section that meets what it does not expect leaves the others whole.
+        except Exception as error:
+            words = " ".join((str(error) or type(error).__name__).split())[:300]
+            lost.append(f"{name}: {words}")
+            return f'<p class="missing">This could not be drawn: {escape(words)}.</p>'
+
     title = _title(content)
-    sections = [
-        ("results", "Key figures", _figures(content)),
-        ("accuracy", "Accuracy beside the baselines", _accuracy(content)),
-        ("curves", "Training curves", _curves(content)),
-        ("stability", "Stability by part", _stability(content)),
-        ("encoder", "Encoder and placement", _encoder(content)),
-        ("views", "Augmented views", views(content.views)),
-        ("neighbours", "Nearest neighbours", neighbours(content.neighbours, content.neighbour_names)),
-        ("skipped", "Skipped files", _skipped(content.skipped)),
-        ("settings", "Settings and command", _settings(content)),
-        ("versions", "Versions", _versions(content)),
-    ]
+    sections = {
+        "Key figures": ("results", lambda: _figures(content)),
+        "Accuracy beside the baselines": ("accuracy", lambda: _accuracy(content)),
+        "Training curves": ("curves", lambda: _curves(content)),
+        "Stability by part": ("stability", lambda: _stability(content)),
+        "Encoder and placement": ("encoder", lambda: _encoder(content)),
+        "Augmented views": ("views", lambda: views(content.views)),
+        "Nearest neighbours": ("neighbours", lambda: neighbours(content.neighbours, content.neighbour_names)),
+        "Skipped files": ("skipped", lambda: _skipped(content.skipped)),
+        "Settings and command": ("settings", lambda: _settings(content)),
+        "Versions": ("versions", lambda: _versions(content)),
+    }
     body = "\n".join(
-        f'<section id="{key}"><h2>{name}</h2>\n{inner}\n</section>' for key, name, inner in sections
+        f'<section id="{key}"><h2>{name}</h2>\n{drawn(name, draw)}\n</section>'
+        for name, (key, draw) in sections.items()
     )
+    verdict = drawn("verdict", lambda: _verdict(content))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -51,8 +65,8 @@ def render(content: ReportContent) -> str:
 <body>
 <header id="verdict">
 <h1>{escape(title)}</h1>
-{_verdict(content)}
-</header>
+{verdict}
+{_list("unjudged", [f"Not drawn: {line}" for line in lost])}</header>
 <main>
 {body}
 </main>

@@ -87,7 +87,13 @@ class GradientMonitor:
         return rows
 
     def restore(self, pending: Tensor) -> None:
-        """Take up steps that `pending` gave before an interruption."""
+        """Take up steps that `pending` gave before an interruption.
+
+        Raises:
+            ValueError: They are of other parts.
+        """
+        if pending.ndim != 2 or pending.shape[1] != len(self.names):
+            raise ValueError(f"recorded steps of shape {list(pending.shape)} for {len(self.names)} parts")
         self._rows = list(pending)
 
     def pause(self) -> "_Paused":

@@ -74,13 +74,13 @@ class Probe:
             found |= {key: {}}
             for name in self.encoder.names:
                 new, old = now.get(f"{kind}/{name}"), self.before.get(f"{kind}/{name}")
-                if new is not None and old is not None:
+                if new is not None and old is not None and new.shape == old.shape:
                     scale = torch.linalg.vector_norm(old).clamp_min(1e-30)
                     found[key][name] = float(torch.linalg.vector_norm(new - old) / scale)
         cosines = {}
         for name in self.encoder.names:
             new, old = now.get(f"gradient/{name}"), self.before.get(f"gradient/{name}")
-            if new is not None and old is not None:
+            if new is not None and old is not None and new.shape == old.shape:
                 cosines[name] = float(F.cosine_similarity(new.flatten(), old.flatten(), dim=0))
         found["gradient_cosine"] = cosines
         self.before = now

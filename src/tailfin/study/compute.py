@@ -15,9 +15,11 @@ from tailfin import methods
 from tailfin.data.load import NAMES
 from tailfin.errors import UserError
 from tailfin.files import write_json
+from tailfin.reading import read_json, understand
 from tailfin.study import cells
 from tailfin.study.cells import Compute
 from tailfin.training.config import Config
+from tailfin.training.device import FORMATS
 
 MEMORY_SHARE = 0.9
 """Of the free memory that cells may fill: what else runs on the machine wants some too."""
@@ -47,12 +49,19 @@ class Kept:
         path = out / "compute.json"
         if not path.exists():
             return None
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            compute = Compute(values["device"], values["precision"], values["memory_format"])
-            return cls(compute, dict(values["images"]), values["memory"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged: {error}") from None
+        values = read_json(path)
+
+        def checked() -> "Kept":
+            precision, memory_format = values["precision"], values["memory_format"]
+            if precision not in (None, "fp32", "bf16") or memory_format not in (None, *FORMATS):
+                raise ValueError(f"precision {precision!r}, memory format {memory_format!r}")
+            memory = values["memory"]
+            images = {str(name): str(found) for name, found in values["images"].items()}
+            compute = Compute(str(values["device"]), precision, memory_format)
+            return cls(compute, images, None if memory is None else int(memory))
+
+        found: Kept = understand(str(path), checked)
+        return found
 
     def write(self, out: Path) -> None:
         """Write compute.json."""

@@ -1,13 +1,13 @@
 """The study file: what it may hold, and one line with file, line number and key for what it may not."""
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tailfin.errors import UserError, unknown
+from tailfin.reading import read_toml
 from tailfin.study import lines
 from tailfin.training.config import HARMLESS, Config, from_dict
 
@@ -84,16 +84,7 @@ def read(path: Path) -> StudyFile:
         UserError: It is missing, is not TOML, has another format number, an unknown key or a wrong value; the line
             and the key are named.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except OSError as error:
-        raise UserError(f"cannot read the study {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not valid TOML: not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    values, text = read_toml(path)
     return _Reader(path, text).read(values)
 
 

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Sequence
 
+from tailfin.errors import printable
 from tailfin.report.study_page import StudyContent, Table
 
 
 def render(content: StudyContent) -> str:
     """The verdicts and tables of the page; the pictures are in the page alone."""
-    lines = [f"# {content.title}", "", content.question, "", content.status, ""]
+    lines = [f"# {_text(content.title)}", "", _text(content.question), "", _text(content.status), ""]
     lines += _table(
         Table(
             ("claim", "verdict", "why"),
@@ -39,7 +40,7 @@ def render(content: StudyContent) -> str:
 
 
 def _table(table: Table) -> list[str]:
-    note = [_text(table.note), ""] if table.note else []
+    note = [_cell(table.note), ""] if table.note else []
     if not table.rows:
         return note
     rule = ["---" if place < table.words else "---:" for place in range(len(table.heads))]
@@ -51,4 +52,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _text(text: str) -> str:
+    """Words of a study file, of images and of errors: on one line, no markup, no link, nothing a terminal obeys."""
+    return _cell(re.sub(r"([\\`\[\]])", r"\\\1", printable(" ".join(text.split()))))
+
+
+def _cell(text: str) -> str:
     return re.sub(r"<(?=[\w/!])", "&lt;", " ".join(text.split()).replace("|", "\\|"))

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import IO, Literal
 
 from tailfin import lock, methods
+from tailfin.errors import UserError
 from tailfin.files import make_folder, open_to_append, write_atomically
 from tailfin.study.cells import Cell
 from tailfin.training import config as settings
@@ -44,6 +45,8 @@ class CellFolders:
     def of(self, cell: Cell) -> RunFolder:
         """The cell's run folder, which need not exist."""
         found = next(self.path.glob(f"*-{cell.fingerprint}"), self.path / cell.folder)
+        if found.is_symlink():
+            raise UserError(f"{found} is a link; nothing is written through links, so remove it")
         return RunFolder(found)
 
     def lock(self, cell: Cell) -> Path:

@@ -87,11 +87,12 @@ def read(folder: Path) -> dict[str, Row]:
         UserError: The table is damaged.
     """
     import pyarrow.parquet as parquet
-    from pyarrow.lib import ArrowException
 
     path = folder / "table.parquet"
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise UserError(f"cannot read {path}: no plain file")
     try:
         found = parquet.read_table(path).to_pylist()
         rows = {}
@@ -101,7 +102,10 @@ def read(folder: Path) -> dict[str, Row]:
             if config is not None:
                 each["fingerprint"] = cells.fingerprint(config, selects=each["stage"] == SELECTION)
             rows[each["fingerprint"]] = {**each, "settings": settings}
-    except (ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    # Errors of Arrow, but also of JSON, of settings of another kind than they should be, and of what is missing.
+    except Exception as error:
         raise UserError(f"{path} is damaged or no table of a study: {' '.join(str(error).split())}") from None
     return rows
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tailfin.errors import UserError
+from tailfin.errors import UserError, printable
 from tailfin.files import write_atomically
+from tailfin.reading import json_object, read_tensors
 
 FORMAT = "tailfin-checkpoint-1"
 
@@ -45,24 +46,17 @@ def load(path: Path) -> Checkpoint:
     Raises:
         UserError: The file is missing, damaged, or not a checkpoint of tailfin.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                found = metadata.get("format", "none")
-                raise UserError(
-                    f"{path} is not a checkpoint of this version (format {found}, expected {FORMAT})"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint {path}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is damaged or not safetensors: {error}") from None
-    if metadata.get("crc32") != str(_checksum(tensors, metadata.get("progress", ""))):
+    if not path.exists():
+        raise UserError(f"no checkpoint {path}")
+    tensors, metadata = read_tensors(path)
+    if (found := metadata.get("format", "none")) != FORMAT:
+        raise UserError(
+            f"{path} is not a checkpoint of this version (format {printable(found)}, expected {FORMAT})"
+        )
+    progress = metadata.get("progress", "")
+    if metadata.get("crc32") != str(_checksum(tensors, progress)):
         raise UserError(f"checkpoint {path} is damaged: its contents do not match their checksum")
-    return Checkpoint(tensors, json.loads(metadata["progress"]))
+    return Checkpoint(tensors, json_object(progress, f"checkpoint {path}"))
 
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
@@ -95,7 +89,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore an optimizer of the same parameters."""
+    """Restore an optimizer of the same parameters.
+
+    Raises:
+        ValueError: The checkpoint's tensors are not this optimizer's.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _under("optimizer", tensors).items():
         index, _, key = name.partition("/")
@@ -104,7 +102,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for parameter, own in optimizer.state.items():
         for key, value in own.items():
-            if isinstance(value, Tensor) and value.ndim > 1 and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(
+                    f"optimizer state {key} of shape {list(value.shape)} for weights {list(parameter.shape)}"
+                )
+            if isinstance(value, Tensor) and value.ndim > 1:
                 # A file knows no memory format, and fused optimizers on a CPU pair weights and state by their places
                 # in memory: in another format each weight would go on with the state of another.
                 own[key] = torch.empty_like(parameter).copy_(value)

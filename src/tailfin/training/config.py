@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 
 from tailfin.errors import UserError, unknown
 from tailfin.files import write_atomically
+from tailfin.reading import read_toml
 
 FORMAT = 1
 """Raised when a setting changes its meaning, so that an old file is refused and not misread."""
@@ -221,12 +221,7 @@ def read(path: Path) -> Config:
     Raises:
         UserError: The file is missing, is not TOML, is of another version, or holds an unknown key or a wrong value.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read settings {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"settings {path} are not valid TOML: {error}") from None
+    values, _ = read_toml(path)
     version = values.pop("tailfin_config", FORMAT)
     if version != FORMAT:
         raise UserError(

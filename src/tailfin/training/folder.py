@@ -18,12 +18,12 @@ from tailfin.files import (
     append,
     cannot_write,
     open_to_append,
-    read_json_lines,
     remove_unfinished,
     write_atomically,
 )
 from tailfin.momentum import MomentumEncoder
 from tailfin.momentum.placement import PROJECTOR
+from tailfin.reading import read_json, read_json_lines, read_tensors, read_text
 from tailfin.training import config as settings
 from tailfin.training.config import Config
 
@@ -149,41 +149,48 @@ class RunFolder:
         write_atomically(path, save(plain, metadata=metadata))
 
     def read_result(self) -> dict[str, Any]:
-        """The content of result.json; empty while the run is not finished."""
+        """The content of result.json; empty while the run is not finished.
+
+        Raises:
+            UserError: It is damaged.
+        """
         if not self.result.exists():
             return {}
         try:
-            found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(
-                f"{self.result} is damaged; remove it, and --resume {self.path} judges the run again"
-            ) from None
-        return found
+            return read_json(self.result)
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and --resume {self.path} judges the run again") from None
 
     def read_pictures(self) -> dict[str, Tensor]:
-        """The report's pictures; empty while the run is not finished."""
-        from safetensors.torch import load_file
+        """The report's pictures; empty while the run is not finished.
 
-        return load_file(self.pictures) if self.pictures.exists() else {}
+        Raises:
+            UserError: They are damaged.
+        """
+        return read_tensors(self.pictures)[0] if self.pictures.exists() else {}
 
     def read_skipped(self) -> list[tuple[str, str]]:
-        """Images that could not be read: name and reason."""
+        """Images that could not be read: name and reason.
+
+        Raises:
+            UserError: The list is damaged.
+        """
         if not self.skipped.exists():
             return []
-        rows = (line.partition("\t") for line in self.skipped.read_text(encoding="utf-8").splitlines())
+        rows = (line.partition("\t") for line in read_text(self.skipped).splitlines())
         return [(name, reason) for name, _, reason in rows]
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl."""
-        return read_json_lines(self.metrics)
+    def read_metrics(self, lost: list[str] | None = None) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl; `lost` as for `read_json_lines`."""
+        return read_json_lines(self.metrics, lost)
 
-    def read_timing(self) -> list[dict[str, Any]]:
+    def read_timing(self, lost: list[str] | None = None) -> list[dict[str, Any]]:
         """Rows of timing.jsonl."""
-        return read_json_lines(self.timing)
+        return read_json_lines(self.timing, lost)
 
-    def read_stability(self) -> list[dict[str, Any]]:
+    def read_stability(self, lost: list[str] | None = None) -> list[dict[str, Any]]:
         """Rows of stability.jsonl; none where nothing was monitored."""
-        return read_json_lines(self.stability)
+        return read_json_lines(self.stability, lost)
 
 
 def holds_a_run(path: Path) -> UserError:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tailfin.errors import UserError
+from tailfin.reading import understand
 from tailfin.training import checkpoint
 from tailfin.training import config as settings
 from tailfin.training.folder import Log, RunFolder
@@ -27,6 +28,7 @@ EPOCH_SECONDS = 60.0
 save took .44 to .57 s (ResNet-18) and 1.3 s (ResNet-50) on a CPU, up to 13 % of 10 s."""
 
 
+LOGS = ("metrics", "timing", "stability")
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks for a stop in good order: Ctrl-C, a batch system, a closed terminal."""
 ADVICE = "Lower --lr or set --clip-grad"
@@ -85,7 +87,10 @@ class Loop:
         self.train_step = Step(setup)
         self.state = State()
         lengths, held = self._restore() if folder.checkpoint.exists() else ({}, {})
-        self.monitors = Monitors(setup, folder, lengths.get("stability", 0), held)
+        self.monitors = understand(
+            f"checkpoint {folder.checkpoint}",
+            lambda: Monitors(setup, folder, lengths.get("stability", 0), held),
+        )
         self.metrics = Log(folder.metrics, lengths.get("metrics", 0))
         self.timing = Log(folder.timing, lengths.get("timing", 0))
         self._evaluations = (
@@ -224,9 +229,13 @@ class Loop:
         checkpoint.save(self.folder.checkpoint, tensors, progress)
 
     def _restore(self) -> tuple[dict[str, int], dict[str, Tensor]]:
-        setup = self.setup
         held = checkpoint.load(self.folder.checkpoint)
         where = str(self.folder.checkpoint)
+        return understand(f"checkpoint {where}", lambda: self._take(held, where)), held.tensors
+
+    def _take(self, held: checkpoint.Checkpoint, where: str) -> dict[str, int]:
+        """Go on from a checkpoint; returns the lengths of the logs when it was written."""
+        setup = self.setup
         changed = settings.differences(settings.from_dict(held.progress["config"], where), setup.config)
         if changed:
             raise UserError(f"{where} belongs to other settings: {'; '.join(changed)}")
@@ -235,13 +244,15 @@ class Loop:
         checkpoint.load_module("encoder", setup.encoder, held.tensors)
         checkpoint.load_module("method", setup.method, held.tensors)
         checkpoint.load_optimizer(self.train_step.optimizer, held.tensors)
-        self.state = State(
-            held.progress["step"],
-            list(held.tensors["losses"].to(setup.execution.device)),
-            held.progress["knn"],
-        )
-        lengths: dict[str, int] = held.progress["lengths"]
-        return lengths, held.tensors
+        step, knn = held.progress["step"], held.progress["knn"]
+        if type(step) is not int or not 0 <= step <= setup.total_steps:
+            raise ValueError(f"step {step!r} of {setup.total_steps}")
+        losses = held.tensors["losses"].float().to(setup.execution.device)
+        self.state = State(step, list(losses), None if knn is None else float(knn))
+        lengths: dict[str, int] = {name: held.progress["lengths"][name] for name in LOGS}
+        if any(type(length) is not int or length < 0 for length in lengths.values()):
+            raise ValueError(f"lengths of logs {lengths}")
+        return lengths
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
