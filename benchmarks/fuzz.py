@@ -308,12 +308,8 @@ def reports(scratch: Path) -> Read:
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         else:
             (folder / name).write_bytes(damaged((run / name).read_bytes(), draws))
-        if draws.random() < 0.9 and name not in ("metrics.jsonl", "timing.jsonl", "stability.jsonl"):
-            for log in (
-                "metrics.jsonl",
-                "timing.jsonl",
-                "stability.jsonl",
-            ):  # which take most of the time to draw
+        if draws.random() < 0.9 and name not in logs:
+            for log in logs:  # which take most of the time to draw
                 (folder / log).unlink()
         lost: list[str] = []
         write_report(RunFolder(folder), lost=lost)
@@ -419,8 +415,8 @@ def _run(scratch: Path) -> tuple[Path, Any]:
         (photos / "ab"[place % 2] / f"{place}.png").write_bytes(_picture(place))
     (photos / "a" / "none.png").write_bytes(b"none")
     words = (
-        f"pretrain --tolerate 1 --data {photos} --out {out} --backbone resnet10w1 --batch-size 16 --epochs 1 --precision fp32 "
-        "--memory-format contiguous --method-options hidden 4 out 4 --device cpu --momentum layer4:"
+        f"pretrain --tolerate 1 --data {photos} --out {out} --backbone resnet10w1 --batch-size 16 --epochs 1 "
+        "--precision fp32 --memory-format contiguous --method-options hidden 4 out 4 --device cpu --momentum layer4:"
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         cli.main(words.split())

@@ -1,6 +1,5 @@
 """Whatever a reader meets in a file of others is one line with the file's name; a report draws the rest."""
 
-import copy
 import json
 import os
 import random
@@ -81,11 +80,12 @@ def test_a_pipe_or_a_folder_in_place_of_a_file_is_one_line(tmp_path: Path, read,
 )
 def test_odd_content_is_one_line(tmp_path: Path, read, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
+    caught = None
     try:
         read(tmp_path / "file")
     except UserError as error:
-        assert "\n" not in str(error)
-        assert str(tmp_path) in str(error)
+        caught = str(error)
+    assert caught is None or ("\n" not in caught and str(tmp_path) in caught)
 
 
 def test_nested_toml_is_one_line(tmp_path: Path) -> None:
@@ -151,59 +151,52 @@ def test_weights_that_do_not_fit_an_encoder_file_are_one_line(run: Path, seed: i
     one_line(lambda: load_encoder(file), "encoder.safetensors")
 
 
-def mutated(value: Any, draws: random.Random) -> Any:
-    """A value in which something is of another kind, gone, or much."""
-    odd = [None, [], {}, "x", -1, 1e308, True, [[]], {"a": None}, "\x1b[31m\n", 10**40, float("nan")]
-    if isinstance(value, dict) and value and draws.random() < 0.85:
-        key = draws.choice(sorted(value))
-        changed = dict(value)
-        if draws.random() < 0.2:
-            del changed[key]
-        else:
-            changed[key] = mutated(value[key], draws)
-        return changed
-    if isinstance(value, list) and value and draws.random() < 0.7:
-        place = draws.randrange(len(value))
-        return [*value[:place], mutated(value[place], draws), *value[place + 1 :]]
-    return draws.choice(odd)
-
-
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, progress: progress.clear(),
+        lambda tensors, progress: progress.update(step="x"),
+        lambda tensors, progress: progress.update(step=10**9),
+        lambda tensors, progress: progress.update(lengths={"metrics": -1, "timing": 0, "stability": 0}),
+        lambda tensors, progress: progress.update(config=[]),
+        lambda tensors, progress: progress.update(mean=None),
+        lambda tensors, progress: tensors.pop("losses"),
+        lambda tensors, progress: tensors.update({"optimizer/0/momentum_buffer": torch.zeros(2, 3)}),
+        lambda tensors, progress: tensors.update({"optimizer/x/momentum_buffer": torch.zeros(2)}),
+        lambda tensors, progress: tensors.update({"monitored.gradient": torch.zeros(3)}),
+        lambda tensors, progress: tensors.pop(next(name for name in tensors if name.startswith("encoder/"))),
+    ],
+)
 def test_a_checkpoint_whose_checksum_is_right_and_whose_content_is_not_is_one_line(
     run: Path,
-    seed: int,
+    change: Callable[[Any, Any], object],
     tailfin: Run,  # noqa: F811
 ) -> None:
-    draws = random.Random(seed)
     held = checkpoint.load(run / "checkpoint.safetensors")
-    tensors, progress = dict(held.tensors), copy.deepcopy(held.progress)
-    if seed % 2:
-        progress = mutated(progress, draws)
-    else:
-        name = draws.choice(sorted(tensors))
-        kind = draws.randrange(4)
-        if kind == 0:
-            del tensors[name]
-        else:
-            tensors[name] = (torch.zeros(3, 1, 2), torch.zeros(0), torch.tensor(7))[kind - 1]
-    checkpoint.save(
-        run / "checkpoint.safetensors", tensors, progress if isinstance(progress, dict) else {"a": progress}
-    )
+    change(held.tensors, held.progress)
+    checkpoint.save(run / "checkpoint.safetensors", held.tensors, held.progress)
     (run / "result.json").unlink()
-    for words in (
-        (("pretrain", "--resume", run), ("evaluate", run)) if seed < 30 else (("pretrain", "--resume", run),)
-    ):
-        code, _, said = tailfin(*words)
-        assert code in (0, 2), said
-        assert said.count("\n") == (code == 2)
-        assert "Traceback" not in said
+    said = [tailfin(*words) for words in (("pretrain", "--resume", run), ("evaluate", run))]
+    assert {code for code, *_ in said} <= {0, 2}
+    assert [error.count("\n") for _, _, error in said] == [int(code == 2) for code, *_ in said]
+    assert any("checkpoint" in error for *_, error in said)
 
 
-@pytest.mark.parametrize("seed", range(150))
-def test_an_odd_result_costs_the_report_no_more_than_what_is_odd(run: Path, seed: int, tailfin: Run) -> None:  # noqa: F811
-    draws = random.Random(seed)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": 3, "parts": [{"name": 1}]},
+        {"verdict": "fine", "target_cost": [], "versions": None, "unjudged": 7},
+        {"fluctuation": {"stem": None}, "neighbour_names": [["a"]], "seconds": 1e308},
+    ],
+)
+def test_an_odd_result_costs_the_report_no_more_than_what_is_odd(
+    run: Path,
+    change: dict[str, Any],
+    tailfin: Run,  # noqa: F811
+) -> None:
     result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(mutated(result, draws)))
+    (run / "result.json").write_text(json.dumps(result | change))
     code, out, said = tailfin("report", run)
     assert code == 0, said
     assert out.startswith("report: ")
@@ -222,8 +215,7 @@ def test_an_odd_result_costs_the_report_no_more_than_what_is_odd(run: Path, seed
         ("metrics.jsonl", b"\0" * 1000 + b"\n"),
         ("metrics.jsonl", b"\xff\n[1]\n"),
         ("timing.jsonl", b"[" * 50_000 + b"\n"),
-        ("stability.jsonl", b'{"step": "x", "gradient": 3}\n'),
-        ("stability.jsonl", b'{"step": 1, "probe": {"gap": 1}}\n'),
+        ("stability.jsonl", b"no\n"),
         ("skipped.tsv", b"\xff"),
         ("pictures.safetensors", b"\0" * 99),
     ],
@@ -238,7 +230,7 @@ def test_a_damaged_file_costs_the_report_its_own_part_and_is_named(
     code, _, said = tailfin("report", run)
     assert code == 0
     assert said.startswith("tailfin: not drawn: ")
-    assert name in said or "Stability" in said
+    assert name in said
     assert "Not drawn: " in (run / "report.html").read_text()
 
 
