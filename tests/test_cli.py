@@ -371,6 +371,15 @@ def test_a_batch_too_small_for_the_method_is_told(
     assert ("images at a time are too few for it, which needs 16" in said) == (out == 8)
 
 
+def test_too_few_samples_to_whiten_at_once_are_told(tailfin: Run, photos: Path, tmp_path: Path) -> None:
+    options = [*TINY, "--judge", "nothing", "--data", str(photos), "--out", str(tmp_path / "r")]
+    options[options.index("3")] = "1"
+    _, said, _ = tailfin(
+        "pretrain", *options, "--method", "wmse", "--method-options", "out", 4, "sub_batch", 4
+    )
+    assert "sub_batch 4 is too few to whiten 4 features, which needs 8" in said
+
+
 def test_list_names_methods_and_what_placements_cost(tailfin: Run) -> None:
     code, said, _ = tailfin("list")
     assert code == 0

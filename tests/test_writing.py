@@ -18,6 +18,7 @@ from tailfin.errors import UserError
 from tailfin.training import checkpoint
 from tailfin.training.folder import Log, RunFolder
 from tailfin.training.loop import Loop
+from tailfin.training.step import Step
 
 TINY = (
     "--backbone resnet10w1 --batch-size 16 --epochs 2 --optimizer sgd --lr 0.5 --precision fp32 --device cpu "
@@ -378,6 +379,18 @@ def test_full_memory_on_a_cpu_gets_advice(
     assert said == (
         "tailfin: the device's memory is full at --batch-size 16; cut it into micro-batches with --accumulate 2\n"
     )
+
+
+@pytest.mark.parametrize("command", ["advise", "bench"])
+def test_full_memory_gets_advice_whatever_trains(
+    tailfin: Run, asked: list[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Step, "__call__", lambda *_: torch.empty(2**60))
+    words = [word for word in asked[1:] if word not in ("--momentum", "layer4:")]
+    code, _, said = tailfin(command, *words)
+    assert code == 1
+    assert said.startswith("tailfin: the device's memory is full at --batch-size 16; cut it into")
+    assert said.count("\n") == 1
 
 
 def test_a_folder_that_may_not_be_written_is_named(tailfin: Run, asked: list[str], tmp_path: Path) -> None:

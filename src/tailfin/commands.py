@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,7 +70,8 @@ def pretrain(config: Config, resumed: Config | None, moving: Collection[str] = (
 def _write(config: Config, folder: RunFolder, moving: Collection[str], *, resumed: bool) -> int:
     """Train and judge, and say what ends that too early; returns the exit code."""
     try:
-        return _train(config, folder, moving, resumed=resumed)
+        with _memory_of(config):
+            return _train(config, folder, moving, resumed=resumed)
     except Stopped as stop:
         _say_how_to_go_on(stop, folder)
         return 128 + stop.signal
@@ -81,6 +83,13 @@ def _write(config: Config, folder: RunFolder, moving: Collection[str], *, resume
         write_report(folder, {"verdict": {"state": "diverged", "words": str(error), "evidence": []}})
         print(f"tailfin: {error}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _memory_of(config: Config) -> Iterator[None]:
+    """Where the device's memory is full, say what to change, and end."""
+    try:
+        yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_memory_full(error):
             raise
@@ -90,7 +99,7 @@ def _write(config: Config, folder: RunFolder, moving: Collection[str], *, resume
             f"cut it into micro-batches with --accumulate {finer}" if finer else "take a smaller --batch-size"
         ) + (", or leave the images to --images-on host" if config.images_on == "device" else "")
         print(f"tailfin: the device's memory is full at --batch-size {size}; {advice}", file=sys.stderr)
-        return 1
+        raise SystemExit(1) from None
 
 
 def _say_how_to_go_on(stopped: object, folder: RunFolder) -> None:
@@ -153,7 +162,8 @@ def advise_only(config: Config) -> int:
     keep_freed_memory()
     data = load_data(config, find_device(config.device))
     print(f"trains a short phase on {len(data.train)} images, and measures each part ten times", flush=True)
-    _say_advice(advise(config, data))
+    with _memory_of(config):
+        _say_advice(advise(config, data))
     return 0
 
 
@@ -172,7 +182,8 @@ def bench_only(config: Config) -> int:
         f"measures steps on {len(data.train)} images: a minute or, where a step takes seconds, some 60 of them",
         flush=True,
     )
-    found = bench(config, data)
+    with _memory_of(config):
+        found = bench(config, data)
     execution, total = found.execution, sum(found.phases.values())
     print(
         f"{device_name(execution.device)}, {execution.precision}, {execution.memory_format}, "
@@ -329,9 +340,8 @@ def _say_choices(setup: Setup, folder: RunFolder, moving: Collection[str]) -> No
         end="",
     )
     print(f"{_counted(config.epochs, 'epoch')}, {_counted(setup.total_steps, 'step')}")
-    micro, fewest = config.batch_size // config.accumulate, setup.method.fewest()
-    if micro < fewest:
-        print(f"            {micro} images at a time are too few for it, which needs {fewest}")
+    for doubt in setup.method.doubts(config.batch_size // config.accumulate):
+        print(f"            {doubt}")
     if config.momentum == "none" and setup.method.stop_gradient:
         placed += "; the method itself stops the target's gradient"
     print(f"momentum    {config.momentum} ({placed})", end="")

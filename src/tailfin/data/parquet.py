@@ -201,6 +201,8 @@ def _read_labels(files: Sequence[Path], name: str) -> list[int | str | None] | N
             )
         with _open(file) as parquet:
             column = parquet.read(columns=[name]).column(0)
+            if len(column) != (rows := _rows(file)):
+                raise UserError(f"{file}: damaged: {len(column)} labels of {rows} rows")
             found += [
                 None if value is None or (isinstance(value, int) and value < 0) else value
                 for value in column.to_pylist()
@@ -261,8 +263,10 @@ def _read_rows(file: Path, column: str, rows: np.ndarray[Any, Any]) -> Iterator[
             last = first + parquet.metadata.row_group(group).num_rows
             if ((rows >= first) & (rows < last)).any():
                 start = first
-                size = _batch_size(parquet.metadata.row_group(group), column)
-                for batch in parquet.iter_batches(size, row_groups=[group], columns=[column]):
+                # Not the column's own size: to ask for a damaged column's metadata aborts the process (pyarrow 26).
+                size = parquet.metadata.row_group(group).total_byte_size
+                batch_size = min(_BATCH, max(1, _BATCH_BYTES // max(1, size)))
+                for batch in parquet.iter_batches(batch_size, row_groups=[group], columns=[column]):
                     inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
                     start += batch.num_rows
                     found += len(inside)
@@ -273,12 +277,6 @@ def _read_rows(file: Path, column: str, rows: np.ndarray[Any, Any]) -> Iterator[
             raise UserError(
                 f"{file}: damaged: {len(rows) - found} of the rows that it tells of are not there"
             )
-
-
-def _batch_size(group: pq.RowGroupMetaData, column: str) -> int:
-    parts = [group.column(n) for n in range(group.num_columns)]
-    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
-    return min(_BATCH, max(1, _BATCH_BYTES // max(1, size)))
 
 
 def _blob(value: Any, folder: Path) -> Blob:

@@ -173,9 +173,9 @@ class Method(nn.Module):
         """A new projector, [N, in_features] -> [N, out]."""
         return mlp(in_features, self.hidden, self.out, batch_norm=self.recipe.batch_norm)
 
-    def fewest(self) -> int:
-        """Images that a micro-batch should hold at least for the loss to mean what it says."""
-        return 2
+    def doubts(self, count: int) -> list[str]:
+        """Why the loss would not mean what it says with `count` images at a time, a line each; usually nothing."""
+        return []
 
     def fixed_rate(self) -> Iterable[nn.Parameter]:
         """Own parameters whose learning rate stays at its peak; none, unless a method says so."""

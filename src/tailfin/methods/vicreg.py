@@ -23,7 +23,8 @@ class VICReg(Method):
         source="2105.04906",
         idea="Two views of an image are to have near projections. Over a batch each feature is to keep a standard "
         "deviation of 1 or more, which rules out collapse. Two features are not to covary, so that each says "
-        "something of its own.",
+        "something of its own. The formula is the paper's; the authors' code halves v, so that its weight of 25 is "
+        "a `variance` of 12.5 here.",
         equation=r"\lambda \, \mathrm{mse}(z, z') + \mu [v(z) + v(z')] + \nu [c(z) + c(z')]",
         expected={"CIFAR-10": 92.07, "CIFAR-100": 68.54},
         expected_source="solo-learn, ResNet-18, 1000 epochs",

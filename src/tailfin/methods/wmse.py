@@ -87,9 +87,16 @@ class WMSE(Method):
         """As in `Method`, but with the published output: a sub-batch of 128 whitens no 128 features."""
         return {**super().defaults(in_features, images, image_size), "out": cls.recipe_at(image_size).out}
 
-    def fewest(self) -> int:
-        """Twice as many samples as features."""
-        return 2 * self.out
+    def doubts(self, count: int) -> list[str]:
+        """What is whitened at once should be twice as many samples as features."""
+        needed = 2 * self.out
+        if count < needed:
+            return [f"{count} images at a time are too few for it, which needs {needed}"]
+        if self.sub_batch < needed:
+            return [
+                f"sub_batch {self.sub_batch} is too few to whiten {self.out} features, which needs {needed}"
+            ]
+        return []
 
     def loss(self, online: Branch, target: Branch) -> Tensor:
         """Squared distance of whitened unit vectors, the mean over pairs of views."""
