@@ -33,6 +33,23 @@ def test_grammar(text: str, placed: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "placed"),
+    [
+        ("stages.1", ("stages.1",)),
+        ("stages.1:stages.1", ("stages.1",)),
+        (":stages.1", ("stages.0", "stages.1")),
+        ("stages.10:", ("stages.10", "projector")),
+        ("stages", ("stages.0", "stages.1", "stages.10")),
+    ],
+)
+def test_a_name_stands_for_what_follows_its_dot_and_not_for_longer_names(
+    text: str, placed: tuple[str, ...]
+) -> None:
+    names = ("stages.0", "stages.1", "stages.10", "projector")
+    assert Placement.parse(text, names).placed == placed
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("layer9", r"unknown part 'layer9' in placement 'layer9'.*did you mean 'layer\d'"),

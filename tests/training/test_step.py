@@ -40,6 +40,29 @@ def steps_without_values(config: Config, data: Dataset, monitored: bool = False)
         return loss
 
 
+def test_micro_batches_count_as_parts_of_one_batch(settings: Callable[..., Config], data: Dataset) -> None:
+    # Four micro-batches that are one and the same move the weights as one of them does alone.
+    weights = []
+    for copies in (1, 4):
+        config = settings(
+            batch_size=4 * copies,
+            accumulate=copies,
+            lr=1.0 / copies,
+            weight_decay=0.0,
+            warmup_epochs=0.0,
+            momentum="none",
+        )
+        setup = prepare(config, data)
+        views = [torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+        setup = replace(setup, augment=lambda *_, views=views: list(views))  # type: ignore[arg-type]
+        step = Step(setup)
+        step(Batch(data.train.images[: 4 * copies], torch.arange(4 * copies), None, 0.0), 0)
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in setup.encoder.parameters()]))
+    started = torch.cat([p.detach().flatten() for p in prepare(config, data).encoder.parameters()])
+    moved = (weights[0] - started).norm()
+    assert float((weights[1] - weights[0]).norm() / moved) < 1e-4
+
+
 KINDS = ("simclr", "byol", "mocov2plus", "swav", "dino", "vicreg")
 """Of losses: contrast, prediction, queue, prototypes, centre, covariance. The others follow where CI is."""
 
