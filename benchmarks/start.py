@@ -2,13 +2,15 @@
 
 python benchmarks/start.py
 
-A default first step leaves precision and memory format open, so that they are measured first; with both given it
-does not, and what is between the two is the price of the choice.
+A default first step leaves precision and memory format open, so that they are tried first, or remembered from an
+earlier run; with both given they are neither, and what is between is the price of the choice.
 """
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -44,23 +46,29 @@ def main() -> None:
     commands = {
         "python -c 'import torch'": [sys.executable, "-c", "import torch"],
         "tailfin --help": [sys.executable, "-m", "tailfin", "--help"],
-        "first step, both open": step,
+        "first step, both open, never tried": step,
+        "first step, both open, remembered": step,
         f"first step, {' and '.join(given)} given": [*step, *given],
     }
     figures: dict[str, Any] = {}
-    for name, command in commands.items():
-        times, said = [], []
-        for _ in range(asked.rounds):
-            start = time.perf_counter()
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            times.append(time.perf_counter() - start)
-            said.append(done.stdout.split("\n")[-2] if done.stdout else "")
-        figures[name] = row = {"seconds": spread(times)}
-        chose = ""
-        if "step" in name:
-            row["chose"] = said
-            chose = f": {', '.join(sorted(set(said)))}"
-        print(f"{name:<46}{words(row['seconds'])} s, n = {len(times)}{chose}", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, command in commands.items():
+            times, said = [], []
+            for _ in range(asked.rounds):
+                fresh = {"XDG_CACHE_HOME": tempfile.mkdtemp(dir=scratch)} if "never" in name else {}
+                environment = os.environ | {"XDG_CACHE_HOME": f"{scratch}/kept"} | fresh
+                if "remembered" in name and not times:
+                    subprocess.run(command, check=True, capture_output=True, env=environment)
+                start = time.perf_counter()
+                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+                times.append(time.perf_counter() - start)
+                said.append(done.stdout.split("\n")[-2] if done.stdout else "")
+            figures[name] = row = {"seconds": spread(times)}
+            chose = ""
+            if "step" in name:
+                row["chose"] = said
+                chose = f": {', '.join(sorted(set(said)))}"
+            print(f"{name:<46}{words(row['seconds'])} s, n = {len(times)}{chose}", flush=True)
     save("start", device, figures, asked.out)
 
 

@@ -19,6 +19,9 @@ torch.set_num_threads(1)
 # A cache of the tests' own, which all workers share: what is tried once need not be tried again, and the user's own
 # is neither read nor filled.
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Matplotlib's own stays: to list the system's fonts anew takes every process that draws some seconds.
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib"
+    os.environ.setdefault("MPLCONFIGDIR", str(usual))
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tailfin-tests-")
 
 

@@ -299,6 +299,7 @@ def test_solo_learn_is_measured_beside_lightly(tmp_path: Path) -> None:
         assert 0 < found["figures"][name]["images_per_second"]["median"] < 1e6
 
 
+@pytest.mark.ci
 def test_a_folder_of_jpegs_through_every_library_that_is_here(tmp_path: Path) -> None:
     words = "--images 3 --rounds 1 --workers 1"
     command = [sys.executable, str(FOLDER / "decoding.py"), *words.split(), "--out", str(tmp_path)]

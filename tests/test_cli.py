@@ -114,6 +114,7 @@ def test_the_backbone_loads_into_plain_timm(tailfin: Run, photos: Path, tmp_path
     options = list(TINY)
     options[options.index("resnet10w2")] = "convnext_atto"
     options[options.index("3")] = "1"
+    options += ["--judge", "nothing", "--knn-evaluations", "0", "--monitors", "none"]
     code, *_ = tailfin("pretrain", "--data", photos, "--out", tmp_path / "r", "--image-size", 32, *options)
     assert code == 0
     plain = timm.create_model("convnext_atto", num_classes=0)
@@ -454,7 +455,7 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_run(photos: Path, t
     assert ours["scores"] == theirs["scores"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.ci), signal.SIGTERM])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     photos: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

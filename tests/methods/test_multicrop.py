@@ -80,13 +80,39 @@ def test_nt_xent_of_more_views_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("method", ["simclr", "byol", "mocov2plus"])
-def test_a_run_with_small_crops(method: str, tmp_path: Path) -> None:
+def test_a_run_with_small_crops(method: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert run("pretrain", *SMALL, "--method", method, "--momentum", "projector", "--out", str(out)) == 0
+    assert (
+        run(
+            "pretrain",
+            *SMALL,
+            "--data",
+            str(photos),
+            "--method",
+            method,
+            "--momentum",
+            "projector",
+            "--out",
+            str(out),
+        )
+        == 0
+    )
     assert "local_size = 8" in (out / "config.toml").read_text()
 
 
-def test_a_backbone_of_one_size_is_refused_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SMALL, "--backbone", "vit_tiny_patch16_224", "--image-size", "32", "--local-size", "16"]
+def test_a_backbone_of_one_size_is_refused_with_its_reason(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        *SMALL,
+        "--data",
+        str(photos),
+        "--backbone",
+        "vit_tiny_patch16_224",
+        "--image-size",
+        "32",
+        "--local-size",
+        "16",
+    ]
     assert run("pretrain", *words) == 2
     assert "--local-views: vit_tiny_patch16_224 takes no views of 16 px" in capsys.readouterr().err

@@ -72,12 +72,12 @@ def trained(subject: tailfin.MomentumEncoder) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("placement", "options"),
     [
-        ("none", {}),
+        pytest.param("none", {}, marks=pytest.mark.ci),
         pytest.param("stopgrad", {}, marks=pytest.mark.ci),
         ("projector", {}),
         pytest.param("1", {}, marks=pytest.mark.ci),
         pytest.param("all", {}, marks=pytest.mark.ci),
-        ("all", {"buffers": "ema"}),
+        pytest.param("all", {"buffers": "ema"}, marks=pytest.mark.ci),
         ("3:", {"through": True}),
     ],
     ids=str,

@@ -1,5 +1,7 @@
 """`tailfin study` as a user types it: with made-up training where that does, and with real runs that are killed."""
 
+import errno
+import io
 import json
 import os
 import random
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tailfin import cli
+from tailfin import cli, files
 from tailfin.study import compute, runner, table
 from tailfin.study.cells import Compute
 from tailfin.study.compute import Kept
@@ -106,6 +108,47 @@ def test_a_committed_table_counts_as_done_without_run_folders(tailfin: Run, tmp_
     code, said, _ = tailfin("study", "s.toml", "--seeds", 3)
     assert said.count("start ") == 4
     assert len(table.read(out)) == 12
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc that tells the names of open files")
+@pytest.mark.parametrize(
+    "name", ["compute.json", ".gitignore", "table.parquet", "table.csv", "report.html", "report.md"]
+)
+def test_a_disk_that_fills_costs_one_line_and_no_finished_cell(
+    tailfin: Run, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SETTINGS + '\n[grid]\nmomentum = ["none"]\nseed = [0]\n'
+    tailfin("study", write(tmp_path, text), "--out", "whole")
+    write_all = files._write_all
+
+    def full(file: io.FileIO, content: bytes) -> None:
+        if f"/.{name}." in os.readlink(f"/proc/self/fd/{file.fileno()}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_all(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_write_all", full)
+        code, _, said = tailfin("study", "s.toml")
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "No space left on device" in said
+    assert name in said
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.name.startswith(f".{name}.")]
+    assert tailfin("study", "s.toml")[0] == 0
+    one, other = (table.read(tmp_path / folder) for folder in ("results/s", "whole"))
+    assert [row["knn"] for row in one.values()] == [row["knn"] for row in other.values()]
+
+
+def test_a_cell_that_is_a_link_is_not_written_through(tailfin: Run, tmp_path: Path) -> None:
+    tailfin("study", write(tmp_path))
+    cells = tmp_path / "results" / "s" / "cells"
+    cell = next(path for path in cells.iterdir() if path.is_dir())
+    cell.rename(tmp_path / "elsewhere")
+    cell.symlink_to(tmp_path / "elsewhere")
+    for kept in ("table.parquet", "table.csv"):
+        (tmp_path / "results" / "s" / kept).unlink()
+    code, _, said = tailfin("study", "s.toml")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "is a link; nothing is written through links" in said
 
 
 def test_failed_cells_are_told_at_the_end_and_tried_again(tailfin: Run, tmp_path: Path) -> None:
@@ -297,7 +340,7 @@ def holders(path: Path) -> list[int]:
 
 
 def test_a_plan_measures_and_runs_nothing(tailfin: Run, photos: Path, tmp_path: Path) -> None:
-    write(tmp_path, REAL + '[grid]\nmomentum = ["projector"]\nseed = [0, 1, 2, 3]\n')
+    write(tmp_path, REAL + FIXED + '[grid]\nmomentum = ["projector"]\nseed = [0, 1, 2, 3]\n')
     code, said, err = tailfin("study", "s.toml", "--plan", "--jobs", "3")
     assert (code, err) == (0, "")
     assert len(re.findall(r"^simclr-projector-seed\d +to do +[\d.]+ s$", said, re.MULTILINE)) == 4
