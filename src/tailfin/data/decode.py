@@ -39,8 +39,6 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
 _BYTES_A_PIXEL: Final = {"JPEG2000": 20, "AVIF": 20, "WEBP": 16}
 """That a decoder and what comes after take; 12 for others: Pillow holds 4, in up to three images."""
 _COEFFICIENTS: Final = 3
@@ -98,16 +96,17 @@ def decode(source: bytes | Path, size: tuple[int, int], channels: int) -> tuple[
         Unreadable: With the reason.
     """
     with _open(source) as image:
-        if image.format in ("JPEG", "MPO"):
-            check_scans(source, *image.size)
-        coefficients = _COEFFICIENTS * image.width * image.height
         aspect = image.width / image.height
         try:
+            needs = 0
+            if image.format in ("JPEG", "MPO"):
+                check_scans(source, *image.size)
+                needs = _COEFFICIENTS * image.width * image.height
             # Scales a JPEG down by 2, 4 or 8 inside the decoder, to no less than `size`; other formats ignore
             # it.
             image.draft(image.mode, size)
-            needs = _BYTES_A_PIXEL.get(image.format or "", 12) * image.width * image.height
-            with _BUDGET.taking(needs + coefficients):
+            needs += _BYTES_A_PIXEL.get(image.format or "", 12) * image.width * image.height
+            with _BUDGET.taking(needs):
                 _load(image, source)
                 orientation = _orientation(image)
                 if orientation >= 5:
