@@ -23,8 +23,7 @@ class VICReg(Method):
         source="2105.04906",
         idea="Two views of an image are to have near projections. Over a batch each feature is to keep a standard "
         "deviation of 1 or more, which rules out collapse. Two features are not to covary, so that each says "
-        "something of its own. The formula is the paper's; the authors' code halves v, so that its weight of 25 is "
-        "a `variance` of 12.5 here.",
+        "something of its own.",
         equation=r"\lambda \, \mathrm{mse}(z, z') + \mu [v(z) + v(z')] + \nu [c(z) + c(z')]",
         expected={"CIFAR-10": 92.07, "CIFAR-100": 68.54},
         expected_source="solo-learn, ResNet-18, 1000 epochs",
@@ -42,7 +41,8 @@ class VICReg(Method):
         hidden=2048,
         out=2048,
         batch_norm=True,
-        source="solo-learn scripts/pretrain/cifar/vicreg.yaml; views: the nearest of ours; decay: ours",
+        source="solo-learn scripts/pretrain/cifar/vicreg.yaml; variance term: the paper's, as there (the authors' "
+        "code halves it, so that its weight of 25 is 12.5 here); views: the nearest of ours; decay: ours",
     )
     large = Recipe(
         optimizer="lars",
