@@ -274,4 +274,4 @@ def test_what_a_study_file_says_is_no_markup_in_its_report() -> None:
     assert "![x]" not in text.split("```")[0]
     assert "<script>" not in text.split("```")[0]
     assert "\x1b" not in text.split("```")[0]
-    assert text.startswith(r"# # a \| b !\[x\](http://e) &lt;script>\x1b".replace(r"\x1b", r"\\x1b"))
+    assert text.startswith(r"# # a \| b !\[x](http://e) &lt;script>\\x1b[31m \`c\`")

@@ -53,7 +53,9 @@ def _row(cells: Sequence[str]) -> str:
 
 def _text(text: str) -> str:
     """Words of a study file, of images and of errors: on one line, no markup, no link, nothing a terminal obeys."""
-    return _cell(re.sub(r"([\\`\[\]])", r"\\\1", printable(" ".join(text.split()))))
+    # Of brackets those that begin a link: intervals stay as they are.
+    marks = r"([\\`]|\[(?=[^\]]*\]\s*[(\[:]))"
+    return _cell(re.sub(marks, r"\\\1", printable(" ".join(text.split()))))
 
 
 def _cell(text: str) -> str:
