@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tailfin import cli
 from tailfin.data import decode as decoding
 from tailfin.data.bounds import Budget
 from tailfin.data.decode import decode
@@ -290,6 +292,32 @@ def test_rows_of_a_file_without_the_column_of_labels_have_none(tmp_path: Path) -
         rows(tmp_path, **columns).rename(tmp_path / f"{name}.parquet")
     data = load(str(tmp_path))
     assert int((data.train.labels < 0).sum()) == 20
+
+
+def test_rows_of_the_test_split_without_a_label_are_passed_over(tmp_path: Path) -> None:
+    rows(tmp_path, label=[0, 1] * 10).rename(tmp_path / "train-0.parquet")
+    rows(tmp_path, label=[0, 1, None, -1] * 5).rename(tmp_path / "test-0.parquet")
+    said: list[str] = []
+    data = load(str(tmp_path), say=said.append)
+    assert data.test is not None
+    assert (len(data.train), len(data.test)) == (20, 10)
+    assert said == ["10 images of the test split have no label to judge with, and are passed over"]
+
+
+def test_a_run_on_partly_labelled_rows_is_judged_by_the_labelled(tmp_path: Path, capsys) -> None:
+    file = rows(tmp_path, label=[0, 1, None, 1] * 5)
+    words = (
+        f"pretrain --data {file} --out {tmp_path / 'run'} --backbone resnet10w1 --batch-size 8 --epochs 1 "
+        "--device cpu --precision fp32 --memory-format contiguous --method-options hidden 4 out 4 --judge encoder"
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words.split())
+    assert not stop.value.code
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["train_images"] + result["test_images"] == 20
+    assert result["labelled_images"] == result["train_images"] - 5
+    assert result["knn"] is not None
+    assert "5 of 17 training images have no label" in capsys.readouterr().out
 
 
 def test_without_any_label_there_are_none(tmp_path: Path) -> None:

@@ -62,6 +62,12 @@ def test_neighbours_are_marked_right_or_wrong_by_symbol() -> None:
     assert [each.attributes["alt"] for each in sheet.all("img")][2] == "test image 1, neighbour 2: dog, wrong"
 
 
+def test_a_neighbour_without_a_label_is_neither_right_nor_wrong() -> None:
+    page = neighbours(torch.zeros(1, 4, 3, 4, 4, dtype=torch.uint8), [["cat", "cat", "", "dog"]])
+    assert "1 of 2 neighbours" in page
+    assert page.count("no label") == 2  # beneath the picture, and for who cannot see it
+
+
 def test_names_must_fit_the_images() -> None:
     images = torch.zeros(2, 3, 3, 4, 4, dtype=torch.uint8)
     with pytest.raises(ValueError, match="neighbour_names"):

@@ -66,6 +66,8 @@ def load(
     listing = _list(spec, cache, seed, follow_links)
     for note in listing.notes:
         say(note)
+    if listing.labels is not None and (lost := int((listing.labels[listing.test] < 0).sum())):
+        say(f"{lost} images of the test split have no label to judge with, and are passed over")
     train, test = _partition(listing, limit, seed)
     index = torch.cat([train, test])
     if isinstance(listing.images, Tensor):

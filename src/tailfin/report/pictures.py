@@ -49,7 +49,7 @@ def neighbours(images: Tensor | None, names: Sequence[Sequence[str]] | None) -> 
 
     Args:
         images: The images, or None where nothing was looked up.
-        names: Class names, n rows of 1 + k; None without labels.
+        names: Class names, n rows of 1 + k, empty for an image without a label; None without labels.
 
     Raises:
         ValueError: `names` and `images` differ in shape.
@@ -72,17 +72,20 @@ def neighbours(images: Tensor | None, names: Sequence[Sequence[str]] | None) -> 
         raise ValueError(
             f"neighbour_names has rows of {[len(row) for row in names]} names for images {list(images.shape)}"
         )
-    rows, right = [], 0
+    rows, right, told = [], 0, 0
     for row, (line, (query, *found)) in enumerate(zip(images, names, strict=True), start=1):
         cells = [_cell(line[0], f"test image {row}: {query}", query)]
         for place, name in enumerate(found, start=1):
+            if not name:
+                cells.append(_cell(line[place], f"test image {row}, neighbour {place}: no label", "no label"))
+                continue
             same = name == query
-            right += same
+            right, told = right + same, told + 1
             symbol, judged = ("✓", "right") if same else ("✗", "wrong")
             alt = f"test image {row}, neighbour {place}: {name}, {judged}"
             cells.append(_cell(line[place], alt, name, f'<b class="{judged}">{symbol}</b> '))
         rows.append(cells)
-    said = f"{right} of {sum(len(row) - 1 for row in names)} neighbours are of the test image's class"
+    said = f"{right} of {told} neighbours are of the test image's class"
     return (
         f"<p>Images (left) and their nearest training images, nearest first; {said} "
         f'(<b class="right">✓</b> right, <b class="wrong">✗</b> wrong).</p>\n{_sheet(rows)}'
