@@ -154,7 +154,9 @@ def understand(where: str, make: Callable[[], T]) -> T:
         return make()
     except (KeyError, IndexError) as error:
         raise UserError(f"{where} is damaged: it lacks {error}") from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if "memory" in str(error):  # not the file's fault: torch says so by a RuntimeError
+            raise
         raise UserError(f"{where} is damaged: {_words(error)}") from None
 
 

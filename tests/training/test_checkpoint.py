@@ -43,6 +43,14 @@ def test_one_wrong_bit_is_noticed(tmp_path: Path, where: int) -> None:
         checkpoint.load(path)
 
 
+def test_a_tensor_of_another_name_is_noticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c", {"weight": torch.ones(3), "x": torch.zeros(2)}, {"step": 1})
+    content = (tmp_path / "c").read_bytes()
+    (tmp_path / "c").write_bytes(content.replace(b'"weight"', b'"weighs"'))
+    with pytest.raises(UserError, match="do not match their checksum"):
+        checkpoint.load(tmp_path / "c")
+
+
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])
 def test_a_cut_file_is_noticed(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "c"

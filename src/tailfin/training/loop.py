@@ -87,10 +87,8 @@ class Loop:
         self.train_step = Step(setup)
         self.state = State()
         lengths, held = self._restore() if folder.checkpoint.exists() else ({}, {})
-        self.monitors = understand(
-            f"checkpoint {folder.checkpoint}",
-            lambda: Monitors(setup, folder, lengths.get("stability", 0), held),
-        )
+        self.monitors = Monitors(setup, folder, lengths.get("stability", 0))
+        understand(f"checkpoint {folder.checkpoint}", lambda: self.monitors.restore(held))
         self.metrics = Log(folder.metrics, lengths.get("metrics", 0))
         self.timing = Log(folder.timing, lengths.get("timing", 0))
         self._evaluations = (

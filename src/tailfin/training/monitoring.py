@@ -33,23 +33,28 @@ class Monitors:
         setup: What trains.
         folder: Where stability.jsonl lies.
         length: Bytes of it that are kept, the rest belonging to lost steps.
-        held: Tensors of a checkpoint, in which `tensors` put its own.
     """
 
-    def __init__(
-        self, setup: Setup, folder: RunFolder, length: int = 0, held: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, setup: Setup, folder: RunFolder, length: int = 0) -> None:
         self.setup = setup
         wanted = setup.config.monitored()
         self.log = Log(folder.stability, length) if wanted else None
         self.gradient = GradientMonitor(setup.encoder.online_parts()) if "gradient" in wanted else None
         self.probe = probe_of(setup) if "probe" in wanted else None
-        for key, tensor in (held or {}).items():
+
+    def restore(self, held: Mapping[str, Tensor]) -> None:
+        """Go on from the tensors of a checkpoint, in which `tensors` put its own.
+
+        Raises:
+            ValueError: They are of other parts.
+        """
+        device = self.setup.execution.device
+        for key, tensor in held.items():
             kind, _, name = key.partition(".")
             if kind == "monitored" and self.gradient is not None:
-                self.gradient.restore(tensor.to(setup.execution.device))
+                self.gradient.restore(tensor.to(device))
             elif kind == "probed" and self.probe is not None:
-                self.probe.before[name] = tensor.to(setup.execution.device)
+                self.probe.before[name] = tensor.to(device)
 
     def after_step(self) -> None:
         """Close an optimizer step; nothing waits for the device."""
