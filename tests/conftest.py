@@ -39,6 +39,15 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 shapes.list_shapes = functools.cache(shapes.list_shapes)
 
 
+@pytest.fixture(autouse=True)
+def plain_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the drawing of figures, a second a page, to the tests of pages and to those that are marked `draws`."""
+    if request.path.parent.name != "report" and request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr(
+            "tailfin.report.plots._inline", lambda *_: '<svg class="plot" viewBox="0 0 1 1"></svg>'
+        )
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of two classes of 24 tiny PNG files each."""

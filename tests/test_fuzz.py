@@ -29,11 +29,12 @@ FUZZ = script()
 @pytest.mark.parametrize(
     ("kind", "inputs"),
     [
-        *((kind, 300) for kind in FUZZ.KINDS if kind not in ("reports", "images", "checkpoints")),
+        *((kind, 300) for kind in FUZZ.KINDS if kind not in ("reports", "images", "checkpoints", "encoders")),
         ("images", 600),
         ("checkpoints", 150),
-        ("reports", 20),  # a page takes half a second
-        pytest.param("reports", 300, marks=[pytest.mark.ci, pytest.mark.timeout(600)]),
+        ("encoders", 150),
+        ("reports", 100),
+        pytest.param("reports", 60, marks=[pytest.mark.draws, pytest.mark.ci]),
     ],
 )
 def test_what_is_damaged_is_read_or_refused_in_one_line(
@@ -58,7 +59,9 @@ def test_what_is_damaged_is_read_or_refused_in_one_line(
 @pytest.mark.ci
 def test_the_benchmark_counts_what_crashes_hangs_and_fails(tmp_path: Path, monkeypatch, capsys) -> None:
     broken = tmp_path / "fuzz.py"
-    text = SCRIPT.read_text().replace("HANGS_SECONDS, START_SECONDS = 60.0", "HANGS_SECONDS, START_SECONDS = 5.0")
+    text = SCRIPT.read_text().replace(
+        "HANGS_SECONDS, START_SECONDS = 60.0", "HANGS_SECONDS, START_SECONDS = 5.0"
+    )
     start = text.index("KINDS: Mapping")
     broken.write_text(
         text[:start]

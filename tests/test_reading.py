@@ -182,6 +182,7 @@ def test_a_checkpoint_whose_checksum_is_right_and_whose_content_is_not_is_one_li
     assert any("checkpoint" in error for *_, error in said)
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize(
     "change",
     [
@@ -206,6 +207,7 @@ def test_an_odd_result_costs_the_report_no_more_than_what_is_odd(
     assert "Settings and command" in page
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -155,7 +155,7 @@ def understand(where: str, make: Callable[[], T]) -> T:
     except (KeyError, IndexError) as error:
         raise UserError(f"{where} is damaged: it lacks {error}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        if "memory" in str(error):  # not the file's fault: torch says so by a RuntimeError
+        if type(error) is RuntimeError and "memory" in str(error):  # torch's, and not the file's fault
             raise
         raise UserError(f"{where} is damaged: {_words(error)}") from None
 

@@ -58,6 +58,7 @@ def write(folder: Path, text: str = SETTINGS + GRID, name: str = "s.toml") -> Pa
     return Path(name)
 
 
+@pytest.mark.draws
 def test_from_a_file_to_a_table_and_a_report(tailfin: Run, tmp_path: Path) -> None:
     code, said, err = tailfin("study", write(tmp_path))
     assert (code, err) == (0, "")
