@@ -118,3 +118,15 @@ def test_optimizers_continue_exactly(tmp_path: Path, kind: str) -> None:
     checkpoint.load_optimizer(optimizer, held)
     steps(resumed, optimizer, 3)
     assert torch.equal(whole.weight, resumed.weight)
+
+
+@pytest.mark.parametrize("shape", [(99,), (2, 3), (1,)])
+def test_the_state_of_other_weights_is_refused(shape: tuple[int, ...]) -> None:
+    layer = nn.Linear(4, 5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    held = checkpoint.optimizer_tensors(optimizer)
+    for name in held:
+        with pytest.raises(ValueError, match="optimizer state momentum_buffer of shape"):
+            checkpoint.load_optimizer(optimizer, {**held, name: torch.zeros(shape)})
