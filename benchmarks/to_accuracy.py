@@ -21,10 +21,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-import tyro
 from common import said, save
 
 from tailfin import methods
+from tailfin.parsing import given
 from tailfin.training.bench import bench
 from tailfin.training.config import Config
 from tailfin.training.device import find_device, keep_freed_memory
@@ -59,7 +59,7 @@ def main() -> None:
     asked.runs.mkdir(parents=True, exist_ok=True)
     refuse_others(asked.runs, [*options, *asked.recipe])
     words = [*options, "--epochs", str(min(asked.epochs)), *asked.recipe]
-    config = tyro.cli(Config, args=words, default=Config())
+    config = Config(**given(Config, words, "pretrain", ""))
     if methods.is_file(config.method):
         config = replace(config, method=methods.trust(config.method))
     figures: dict[str, Any] = {"options": said([*options, *asked.recipe]), "target": asked.target}

@@ -4,14 +4,15 @@ import contextlib
 import dataclasses
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tailfin import options
 from tailfin.errors import UserError, unknown
 from tailfin.options import Cache, Evaluate, List, Pretrain, Report, Settings, Study
-from tailfin.parsing import parse, value
-from tailfin.training.config import Config, option, read
+from tailfin.parsing import given, parse
+from tailfin.training.config import Config, read
 
 MOVING = ("decay", "decay_end", "buffers")
 """Settings that say how momentum moves, and do nothing where no part has any."""
@@ -66,49 +67,50 @@ def _run(words: list[str]) -> int:
 
 
 def _pretrain(words: list[str]) -> int:
-    resumed = value(words, "--resume")
+    typed = given(Pretrain, words, "pretrain", options.PRETRAIN)
+    resumed = typed.pop("resume", None)
     if resumed is not None and not resumed.strip():
         raise UserError("--resume is empty; it names a folder")
-    if resumed and value(words, "--config"):
+    if resumed and typed.get("config"):
         raise UserError("--config and --resume exclude each other: a resumed run has its own settings")
-    base = _from_file(words)
+    base = _from_file(typed)
     if resumed:
         from tailfin.training.folder import RunFolder
 
         base = RunFolder.open(Path(resumed)).read_config()
-    _trust(words)
-    config = _settings(Pretrain, words, "pretrain", options.PRETRAIN, base)
+    _trust(typed)
+    config = dataclasses.replace(base, **typed)
 
     from tailfin import commands, methods
 
     if methods.is_file(config.method):
         # The run folder keeps the whole path: the run may be resumed from elsewhere.
         config = dataclasses.replace(config, method=methods.whole(config.method))
-    typed = [name for name in MOVING if value(words, option(name)) is not None]
-    return commands.pretrain(config, base if resumed else None, typed)
+    return commands.pretrain(config, base if resumed else None, [name for name in MOVING if name in typed])
 
 
 def _advise(words: list[str]) -> int:
-    _trust(words)
+    typed = given(Settings, words, "advise", options.ADVISE)
     # A finished run's file names the placement that it had, which is what is asked here.
-    base = dataclasses.replace(_from_file(words), momentum=Config().momentum)
-    chosen = _settings(Settings, words, "advise", options.ADVISE, base)
+    base = dataclasses.replace(_from_file(typed), momentum=Config().momentum)
+    _trust(typed)
     from tailfin import commands
 
-    return commands.advise_only(chosen)
+    return commands.advise_only(dataclasses.replace(base, **typed))
 
 
 def _bench(words: list[str]) -> int:
-    _trust(words)
-    chosen = _settings(Settings, words, "bench", options.BENCH, _from_file(words))
+    typed = given(Settings, words, "bench", options.BENCH)
+    base = _from_file(typed)
+    _trust(typed)
     from tailfin import commands
 
-    return commands.bench_only(chosen)
+    return commands.bench_only(dataclasses.replace(base, **typed))
 
 
-def _from_file(words: list[str]) -> Config:
+def _from_file(typed: dict[str, Any]) -> Config:
     """The settings of the file that --config names, without its run folder; the usual ones where there is none."""
-    file = value(words, "--config")
+    file = typed.pop("config", None)
     if file is None:
         return Config()
     if not file.strip():
@@ -116,16 +118,9 @@ def _from_file(words: list[str]) -> Config:
     return dataclasses.replace(read(Path(file)), out=None)
 
 
-def _settings(kind: type[Settings], words: list[str], command: str, description: str, base: Config) -> Config:
-    """The settings that the words ask for, and `base` for what they leave out."""
-    names = [field.name for field in dataclasses.fields(Config)]
-    chosen = parse(kind, words, command, description, kind(**{name: getattr(base, name) for name in names}))
-    return Config(**{name: getattr(chosen, name) for name in names})
-
-
 def _evaluate(words: list[str]) -> int:
-    _trust(words)
     chosen = parse(Evaluate, words, "evaluate", options.EVALUATE)
+    _trust({"method": chosen.method})
     from tailfin import commands
 
     return commands.evaluate(Path(chosen.run), chosen.data, chosen.limit, chosen.device)
@@ -139,8 +134,8 @@ def _report(words: list[str]) -> int:
 
 
 def _study(words: list[str]) -> int:
-    trusted = _trust(words)
     chosen = parse(Study, words, "study", options.STUDY)
+    trusted = _trust({"method": chosen.method})
     from tailfin.study.command import Options, study
 
     if chosen.method is not None and trusted is None:
@@ -178,9 +173,9 @@ def _cache(words: list[str]) -> int:
     return cache.show(chosen.action, chosen.folder)
 
 
-def _trust(words: list[str]) -> str | None:
-    """Run the code of the user's own method that the words name; returns its whole name, None where there is none."""
+def _trust(typed: Mapping[str, Any]) -> str | None:
+    """Run the code of the user's own method that was typed; returns its whole name, None where there is none."""
     from tailfin import methods
 
-    named = value(words, "--method")
+    named = typed.get("method")
     return methods.trust(named) if named is not None and methods.is_file(named) else None

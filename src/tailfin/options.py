@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import tyro
-
-from tailfin.training.config import Config, Open
+from tailfin.parsing import positional
+from tailfin.training.config import Config
 
 HELP = """\
 tailfin: self-supervised pretraining of vision encoders, with momentum (EMA) on the parts you choose.
@@ -118,7 +117,7 @@ examples:
 class Settings(Config):
     """Settings of a run, and a file to take them from."""
 
-    config: Open[str] = None
+    config: str | None = None
     """Take settings from this TOML file; further options override it."""
 
 
@@ -126,7 +125,7 @@ class Settings(Config):
 class Pretrain(Settings):
     """Settings of a run, and where to take them from."""
 
-    resume: Open[str] = None
+    resume: str | None = None
     """Go on with the run in this folder; settings that matter may not change."""
 
 
@@ -134,15 +133,15 @@ class Pretrain(Settings):
 class Evaluate:
     """What to judge."""
 
-    run: tyro.conf.Positional[str]
+    run: str = positional()
     """The run folder."""
-    data: Open[str] = None
+    data: str | None = None
     """Labelled images to judge on. Default: the run's own."""
-    limit: Open[int] = None
+    limit: int | None = None
     """At most this many training images for kNN and probe. Default: as the run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    method: Open[str] = None
+    method: str | None = None
     """FILE.py:CLASS, where the run's method is in a file of yours: its code runs only if you name it."""
 
 
@@ -150,7 +149,7 @@ class Evaluate:
 class Report:
     """What to report."""
 
-    run: tyro.conf.Positional[str]
+    run: str = positional()
     """The run folder."""
 
 
@@ -158,9 +157,9 @@ class Report:
 class Cache:
     """What to do with which cache."""
 
-    action: tyro.conf.Positional[Literal["list", "check", "clear"]] = "list"
+    action: Literal["list", "check", "clear"] = positional("list")
     """list, check or clear."""
-    folder: Open[str] = None
+    folder: str | None = None
     """The cache's folder. Default: $XDG_CACHE_HOME/tailfin or ~/.cache/tailfin."""
 
 
@@ -168,23 +167,23 @@ class Cache:
 class Study:
     """What to run, and where."""
 
-    file: tyro.conf.Positional[str]
+    file: str = positional()
     """The study file."""
-    out: Open[str] = None
+    out: str | None = None
     """The study's folder. Default: results/ and the file's name."""
     data: tuple[str, ...] = ()
     """Where the images lie: a path, or NAME=PATH for each data set that the file names."""
-    jobs: Open[int] = None
+    jobs: int | None = None
     """Cells side by side. Default: one a processor, or as many as fit in the GPU's memory."""
     plan: bool = False
     """Only print the cells, their state, and the time and memory that they will take, measured."""
-    seeds: Open[int] = None
+    seeds: int | None = None
     """This many seeds instead of those that the file lists."""
-    limit_minutes: Open[float] = None
+    limit_minutes: float | None = None
     """Stop after so many minutes, in good order."""
     reuse: tuple[str, ...] = ()
     """Folders of other studies: what both ask for is taken from there."""
-    method: Open[str] = None
+    method: str | None = None
     """FILE.py:CLASS, where the study's method is in a file of yours: its code runs only if you name it."""
 
 
@@ -192,7 +191,7 @@ class Study:
 class List:
     """What to list."""
 
-    what: tyro.conf.Positional[Literal["all", "methods", "backbones", "placements"]] = "all"
+    what: Literal["all", "methods", "backbones", "placements"] = positional("all")
     """methods, backbones, placements, or all of them."""
     backbone: str = "resnet18"
     """Whose placements."""

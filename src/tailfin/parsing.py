@@ -1,136 +1,220 @@
-"""From a command's words to its options; a mistake becomes one line."""
+"""From a command's words to its options, once; a mistake becomes one line."""
 
-import contextlib
-import io
+import argparse
+import ast
+import difflib
+import inspect
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
-
-import tyro
+from dataclasses import MISSING, Field, field, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tailfin.errors import UserError, unknown
 
 NUMBERS = {int: "a whole number", float: "a number"}
+PAIRS = "takes names and numbers in turn, such as temperature 0.1 hidden 512"
 
 Command = TypeVar("Command")
 
 
-def parse(
-    kind: type[Command], words: list[str], command: str, description: str, default: Command | None = None
-) -> Command:
-    """The command's options.
+def positional(default: Any = MISSING) -> Any:
+    """A field of a command's dataclass that is given without a name."""
+    return field(default=default, metadata={"positional": True})
+
+
+def parse(kind: type[Command], words: Sequence[str], command: str, description: str) -> Command:
+    """The command's options, those that were not typed as `kind` has them.
 
     Args:
         kind: The dataclass of its options.
         words: What the user typed after the command.
         command: Its name.
         description: The text above the options in its help.
-        default: Values of options that are not among the words; those of `kind` itself where None.
 
     Raises:
         UserError: A mistake, in one line.
     """
-    out, err = io.StringIO(), io.StringIO()
+    typed = given(kind, words, command, description)
+    lacking = [each.name.upper() for each in _fields(kind) if _is_needed(each) and each.name not in typed]
+    if lacking:
+        raise UserError(f"{command}: Missing from tailfin {command}: {', '.join(lacking)}")
+    return kind(**typed)
+
+
+def given(kind: type, words: Sequence[str], command: str, description: str) -> dict[str, Any]:
+    """The options that were typed, each of its field's type; where help is asked for, it is printed instead.
+
+    Args:
+        kind: The dataclass of all options.
+        words: What the user typed after the command.
+        command: Its name.
+        description: The text above the options in its help.
+
+    Raises:
+        UserError: A mistake, in one line.
+    """
+    parser, hints = _Parser(kind, command, description), get_type_hints(kind)
+    words = _joined(words)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            given = tyro.MISSING_NONPROP if default is None else default
-            return tyro.cli(
-                kind,
-                args=words,
-                prog=f"tailfin {command}",
-                description=description,
-                default=given,
-                # Else every option that may be left out shows {None} as a value.
-                config=(tyro.conf.DisallowNone,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            print(out.getvalue(), end="")
-            raise
-        message = _message(out.getvalue() + err.getvalue(), words, get_type_hints(kind))
-        raise UserError(f"{command}: {message}") from None
+        found, more = parser.parse_known_args(words)
+        if more:
+            raise UserError(_superfluous(more, words, hints))
+        raw = vars(found)
+        return {
+            name: _converted(name, raw[name], hints[name], parser.named(name))
+            for name in hints
+            if name in raw
+        }
+    except argparse.ArgumentError as error:  # the one that is left: a flag with a value after an equals sign
+        option = str(error.argument_name).partition("/")[0]
+        raise UserError(f"{command}: {option} takes no value") from None
+    except UserError as error:
+        raise UserError(f"{command}: {error}") from None
 
 
-def value(words: Sequence[str], name: str) -> str | None:
-    """What follows an option, as it was typed; None where the option or its value is missing."""
-    found = None  # of several the last one counts
-    for place, word in enumerate(words):
-        option, equals, given = word.partition("=")
-        if option.replace("_", "-") == name:
-            following = words[place + 1] if place + 1 < len(words) else "--"
-            found = given if equals else None if following.startswith("--") else following
+class _Parser(argparse.ArgumentParser):
+    """Tells the words of one option from another's; what they mean, and mistakes, are not its business."""
+
+    def __init__(self, kind: type, command: str, description: str) -> None:
+        self.positionals = [each.name for each in _fields(kind) if each.metadata.get("positional")]
+        super().__init__(
+            prog=f"tailfin {command}",
+            usage=" ".join((f"tailfin {command}", *map(str.upper, self.positionals), "[OPTIONS]")),
+            description=description,
+            formatter_class=_Help,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        hints, told = get_type_hints(kind), _Texts(kind)
+        for each in _fields(kind):
+            takes = _takes(hints[each.name])
+            options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": told.of(each)}
+            if takes == (bool,):
+                options["action"] = argparse.BooleanOptionalAction
+            else:
+                options["nargs"] = "*" if _is_several(hints[each.name]) else "?"
+                options["metavar"] = _metavar(each.name, takes, self.named(each.name))
+            self.add_argument(self.named(each.name) or each.name, **options)
+
+    def named(self, name: str) -> str:
+        """The option of a field; empty for one that has no name."""
+        return "" if name in self.positionals else "--" + name.replace("_", "-")
+
+    def error(self, message: str) -> NoReturn:
+        """Whatever else argparse finds."""
+        raise UserError(message)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Values without the brackets that say that argparse itself would not miss them."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if isinstance(action.metavar, str):
+            return action.metavar
+        return super()._format_args(action, default_metavar)
+
+
+class _Texts:
+    """What the strings below a dataclass's fields say of them."""
+
+    def __init__(self, kind: type) -> None:
+        self.found: dict[str, str] = {}
+        for each in reversed(kind.__mro__[:-1]):
+            body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+            assert isinstance(body, ast.ClassDef)
+            for line, after in zip(body.body, body.body[1:], strict=False):
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                    text = after.value if isinstance(after, ast.Expr) else None
+                    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                        self.found[line.target.id] = " ".join(text.value.split())
+
+    def of(self, each: Field[Any]) -> str:
+        """The text of a field, and its value where it says nothing of what is chosen without one."""
+        text = self.found.get(each.name, "")
+        plain = each.default not in (None, MISSING, (), "") and not isinstance(each.default, bool)
+        return (f"{text} (default: {each.default})" if plain else text).replace("%", "%%")
+
+
+def _is_needed(each: Field[Any]) -> bool:
+    return each.default is MISSING and each.default_factory is MISSING
+
+
+def _fields(kind: type) -> tuple[Field[Any], ...]:
+    return fields(kind)
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """The words with `-` for `_` in options' names, and numbers below 0 joined to their option."""
+    found: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            found.append(name.replace("_", "-") + equals + value)
+        elif re.match(r"-[\d.]", word) and found and found[-1].startswith("--") and "=" not in found[-1]:
+            found[-1] += f"={word}"  # argparse takes -1e-3 for an option
+        else:
+            found.append(word)
     return found
 
 
-def _message(box: str, words: Sequence[str], hints: Mapping[str, Any]) -> str:
-    """What is wrong, from the frame that tyro draws around an error.
-
-    Args:
-        box: The frame.
-        words: What the user typed.
-        hints: The options' types by their names.
-    """
-    sections = _sections(box)
-    titles = ("Unrecognized options", "Value error", "Invalid choice", "Required options", "Missing argument")
-    titled = len(sections) > 1 and sections[0] in titles
-    message = sections[1 if titled else 0] if sections else "wrong usage"
-    if "--method-options" in message:
-        return "--method-options takes names and numbers in turn, such as temperature 0.1 hidden 512"
-    if found := re.search(r"Missing value for argument '\W*(--[\w-]+)", message):
-        return f"{found[1]} needs a value"
-    if found := re.match(r"Error parsing (--[\w-]+):", message):
-        kinds = [NUMBERS[each] for each in _values(hints, found[1]) if each in NUMBERS]
-        if kinds:
-            return f"{found[1]} is {value(words, found[1])!r}; it must be {kinds[0]}"
-    if found := re.match(r"invalid choice '(.*)' for argument '[^\w-]*([\w-]+)", message):
-        option = found[2] if found[2].startswith("--") else ""
-        return str(unknown("value", found[1], _values(hints, found[2]), where=option))
-    if found := re.match(r"Unrecognized options: (?!-)(.*)", message):
-        return _stray(found[1], words, hints)
-    near = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(sections))
-    return message + (f"; did you mean {near[1]}?" if near else "")
+def _converted(name: str, raw: Any, hint: Any, option: str) -> Any:
+    if _is_several(hint):
+        return _pairs(option, raw) if issubclass(get_origin(hint), Mapping) else tuple(raw)
+    takes = _takes(hint)
+    if takes == (bool,):
+        return raw
+    if raw is None:
+        raise UserError(f"{option or name.upper()} needs a value")
+    if get_origin(hint) is Literal or any(not isinstance(each, type) for each in takes):
+        if raw not in takes:
+            raise unknown("value", raw, takes, where=option)
+        return raw
+    (kind,) = takes
+    try:
+        return kind(raw)
+    except ValueError:
+        raise UserError(f"{option} is {raw!r}; it must be {NUMBERS[kind]}") from None
 
 
-def _sections(box: str) -> list[str]:
-    """The paragraphs inside a frame, each as one line."""
-    sections = [""]
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
-        line = line.strip(" │")
-        if re.match(r"^[╭╰─]|^-{5,}", line):
-            sections.append("")
-        else:
-            sections[-1] += f" {line}"
-    return [re.sub(r"\s+", " ", section).strip() for section in sections if section.strip()]
+def _pairs(option: str, raw: Sequence[str]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in zip(raw[::2], raw[1::2], strict=True)}
+    except ValueError:
+        raise UserError(f"{option} {PAIRS}") from None
 
 
-def _values(hints: Mapping[str, Any], option: str) -> tuple[Any, ...]:
+def _is_several(hint: Any) -> bool:
+    origin = get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, tuple | Mapping)
+
+
+def _takes(hint: Any) -> tuple[Any, ...]:
     """What an option takes: its type, or the values that are allowed."""
-    hint = hints.get(option.removeprefix("--").replace("-", "_"))
-    kinds = (
-        [each for each in get_args(hint) if each is not NoneType] if NoneType in get_args(hint) else [hint]
-    )
+    kinds = [hint]
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [each for each in get_args(hint) if each is not NoneType]
     return get_args(kinds[0]) if get_origin(kinds[0]) is Literal else tuple(kinds)
 
 
-def _stray(told: str, words: Sequence[str], hints: Mapping[str, Any]) -> str:
-    """What to say of a word that belongs to no option.
+def _metavar(name: str, takes: tuple[Any, ...], option: str) -> str:
+    if not isinstance(takes[0], type):
+        if get_origin(takes[0]) is tuple:
+            return "[STR ...]"
+        return "[NAME NUMBER ...]" if get_origin(takes[0]) else "{" + ",".join(takes) + "}"
+    return takes[0].__name__.upper() if option else name.upper()
 
-    Args:
-        told: The word as tyro tells it, which breaks long ones, and those after it.
-        words: What the user typed.
-        hints: The options' types by their names.
-    """
-    whole = re.sub(r"\s", "", told)
-    place, stray = next(
-        (
-            (place, word)
-            for place, word in enumerate(words)
-            if word and whole.startswith(re.sub(r"\s", "", word))
-        ),
-        (0, told),
-    )
-    before = words[place - 1] if place else ""
-    if before.startswith("--") and bool in _values(hints, before.replace("--no-", "--")):
+
+def _superfluous(more: Sequence[str], words: Sequence[str], hints: Mapping[str, Any]) -> str:
+    """What to say of words that belong to no option."""
+    stray = more[0]
+    if stray.startswith("-"):
+        options = ["--" + name.replace("_", "-") for name in hints]
+        near = difflib.get_close_matches(stray.partition("=")[0], options, n=1)
+        return f"Unrecognized options: {', '.join(more)}" + (f"; did you mean {near[0]}?" if near else "")
+    before = words[words.index(stray) - 1] if words.index(stray) else ""
+    flags = [name for name, hint in hints.items() if _takes(hint) == (bool,)]
+    if before.removeprefix("--").removeprefix("no-").replace("-", "_") in flags:
         return f"{before} takes no value; leave out {stray!r}"
     return f"unexpected {stray!r}" + (f"; did you mean --data {stray}?" if "data" in hints else "")

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import tyro
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tailfin.errors import UserError, unknown
 from tailfin.files import write_atomically
@@ -19,10 +17,6 @@ FORMAT = 1
 
 HARMLESS = frozenset({"out", "cache", "workers", "checkpoint_minutes", "images_on", "judge"})
 """Settings that do not change what a run computes."""
-
-T = TypeVar("T")
-Open = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
-"""A setting that may be left out. Its text says what is chosen then: "(default: None)" would tell nobody."""
 
 OptimizerName = Literal["sgd", "lars", "adamw"]
 
@@ -42,25 +36,25 @@ class Config:
     """Parts that keep momentum weights: none, stopgrad, all, backbone, projector, layer3: (from there on), :layer2
     (up to there), any list such as stem,projector, published (the method's own), or auto (chosen in a short phase
     that measures each part)."""
-    decay: Open[float] = None
+    decay: float | None = None
     """Weight of the old value in the momentum update, in [0, 1]. Default: as the method was published."""
-    decay_end: Open[float] = None
+    decay_end: float | None = None
     """Decay at the last step, reached by a cosine. Default: as published, or equal to --decay where that is given."""
     buffers: Literal["batch", "ema", "copy"] = "batch"
     """BatchNorm of momentum parts: own batch statistics (batch), averaged ones in eval mode (ema, EMAN), or the
     online part's in eval mode (copy)."""
     through: bool = False
     """Let gradients cross the momentum parts into the shared ones."""
-    backbone: Open[str] = None
+    backbone: str | None = None
     """A timm model, torchvision:NAME, or resnet10wN (a narrow ResNet of width N). Default: resnet10w16 on a CPU,
     resnet18 on a GPU."""
-    image_size: Open[int] = None
+    image_size: int | None = None
     """Side of the views in pixels. Default: the images' own up to 96, else 64 on a CPU and 224 on a GPU."""
-    crop_min: Open[float] = None
+    crop_min: float | None = None
     """Smallest crop, as a share of the image's area. Default: as published."""
     local_views: int = 0
     """Small crops of each image beside its views (multi-crop); the target branch does not see them."""
-    local_size: Open[int] = None
+    local_size: int | None = None
     """Their side in pixels. Default: three sevenths of the views', as 96 beside 224."""
     epochs: int = 8
     """Passes over the training images."""
@@ -68,39 +62,37 @@ class Config:
     """Images an optimizer step."""
     accumulate: int = 1
     """Micro-batches that a batch is cut into where it does not fit in memory."""
-    limit: Open[int] = None
+    limit: int | None = None
     """At most this many training images, drawn by seed. Default: all."""
     seed: int = 0
     """Seed of everything random."""
-    out: Open[str] = None
+    out: str | None = None
     """The run folder. Default: a new one under runs/."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    optimizer: Open[OptimizerName] = None
+    optimizer: OptimizerName | None = None
     """What takes the steps. Default: as published; AdamW for backbones without BatchNorm (ViT, ConvNeXt)."""
-    lr: Open[float] = None
+    lr: float | None = None
     """Peak learning rate for a batch of 256; it scales with the batch. Default: as published; 1.5e-4 for backbones
     without BatchNorm."""
-    weight_decay: Open[float] = None
+    weight_decay: float | None = None
     """Not applied to norms and biases. Default: as published; 0.1 for backbones without BatchNorm."""
-    warmup_epochs: Open[float] = None
+    warmup_epochs: float | None = None
     """Linear warm-up of the learning rate. Default: as published, but at most a tenth of the epochs."""
-    clip_grad: Open[float] = None
+    clip_grad: float | None = None
     """Largest norm of the gradient. Default: not clipped."""
-    precision: Open[Literal["fp32", "bf16"]] = None
+    precision: Literal["fp32", "bf16"] | None = None
     """Of matrix products and convolutions. Default: the faster one on this device, measured."""
-    memory_format: Open[Literal["contiguous", "channels_last"]] = None
+    memory_format: Literal["contiguous", "channels_last"] | None = None
     """Order of an image's values in memory. Default: the faster one on this device, measured."""
     compile: bool = False
     """Compile each part of the encoder (torch.compile) when it first runs, which takes a minute or more; `tailfin
     bench --compile` measures what it gains on this machine."""
-    images_on: Open[Literal["device", "host"]] = None
+    images_on: Literal["device", "host"] | None = None
     """Where the training images are kept. Default: device, where they take under a quarter of a GPU's free memory."""
     gap: float = 0.0
     """Weight of Residual Momentum's gap loss, which draws each view's online output to its own target's."""
-    method_options: Annotated[Mapping[str, float], tyro.conf.arg(help_behavior_hint="")] = field(
-        default_factory=dict
-    )
+    method_options: Mapping[str, float] = field(default_factory=dict)
     """Further settings of the method, such as temperature 0.1 queue_size 4096 hidden 512 out 128."""
     knn_evaluations: int = 5
     """How often validation kNN is looked at during training (labels needed)."""
@@ -114,9 +106,9 @@ class Config:
     """Share of images that may be unreadable."""
     follow_links: bool = False
     """Follow links that lead out of the data folder."""
-    workers: Open[int] = None
+    workers: int | None = None
     """Threads that decode images. Default: one a processor."""
-    cache: Open[str] = None
+    cache: str | None = None
     """Folder of decoded images, downloads and trials; no settings file can choose it. Default:
     $XDG_CACHE_HOME/tailfin or ~/.cache/tailfin."""
     checkpoint_minutes: float = 5.0
