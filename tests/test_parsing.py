@@ -37,7 +37,7 @@ def typed(words: str, kind: type = options.Pretrain) -> dict[str, Any]:
 )
 def test_what_is_typed_is_what_is_given_and_nothing_else(words: str, found: dict[str, Any] | None) -> None:
     if found is None:
-        with pytest.raises(UserError, match="--out needs a value|Unrecognized options: -1e-3"):
+        with pytest.raises(UserError, match=r"--out needs a value|Unrecognized options: -1e-3"):
             typed(words)
     else:
         assert typed(words) == found
