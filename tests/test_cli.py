@@ -426,9 +426,9 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 @pytest.mark.timeout(600)
 @pytest.mark.ci
 def test_killed_at_random_moments_and_resumed_it_is_the_same_run(photos: Path, tmp_path: Path) -> None:
-    """SIGKILL ten times: while loading, training, validating, saving, wherever it falls."""
+    """SIGKILL six times: while loading, training, validating, saving, wherever it falls."""
     options = [*TINY, "--data", str(photos), "--momentum", "projector", "--method", "mocov2plus"]
-    options[options.index("3")] = "40"
+    options[options.index("3")] = "25"
     options += ["--checkpoint-minutes", "0.002"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert start([*options, "--out", str(whole)], whole).wait() == 0
@@ -436,7 +436,7 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_run(photos: Path, t
     kills = 0
     process = start([*options, "--out", str(parts)], parts)
     wait_for((parts / "config.toml").exists, process)
-    while kills < 10 and process.poll() is None:
+    while kills < 6 and process.poll() is None:
         log = parts / "timing.jsonl"
         size = log.stat().st_size if log.exists() else 0
         wait_for(lambda log=log, size=size: log.exists() and log.stat().st_size > size, process)  # type: ignore[misc]
@@ -447,7 +447,7 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_run(photos: Path, t
             kills += 1
             process = start(["--resume", str(parts)], parts)
     assert process.wait() == 0, (tmp_path / "log").read_text()[-2000:]
-    assert kills == 10
+    assert kills == 6
     assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
     first, second = (checkpoint.load(path / "checkpoint.safetensors").tensors for path in (whole, parts))
     assert first.keys() == second.keys()

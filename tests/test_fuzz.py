@@ -34,7 +34,7 @@ FUZZ = script()
         ("checkpoints", 150),
         ("encoders", 150),
         ("reports", 100),
-        pytest.param("reports", 60, marks=[pytest.mark.draws, pytest.mark.ci]),
+        pytest.param("reports", 20, marks=[pytest.mark.draws, pytest.mark.ci]),
     ],
 )
 def test_what_is_damaged_is_read_or_refused_in_one_line(
