@@ -17,14 +17,15 @@ from typing import Any
 
 from common import save
 
+from tailfin.compute.device import find_device, keep_freed_memory
+from tailfin.measuring.advice import advise
 from tailfin.momentum.placement import PROJECTOR
-from tailfin.study import cells, table
-from tailfin.study.arms import Arm, Context, contexts
-from tailfin.study.design import Row
-from tailfin.study.statistics import Difference, paired
-from tailfin.training.advice import advise
-from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.run.config import Config
+from tailfin.study.results import table
+from tailfin.study.results.arms import Arm, Context, contexts
+from tailfin.study.results.statistics import Difference, paired
+from tailfin.study.spec import cells
+from tailfin.study.spec.design import Row
 from tailfin.training.setup import load_data
 
 CONTROLS = ("none", "stopgrad")

@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import Dataset
 
 import tailfin
-from tailfin.training.judging import device_name
-from tailfin.training.versions import source
+from tailfin.compute.device import device_name
+from tailfin.run.versions import source
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 PEERS = (

@@ -28,10 +28,10 @@ from common import in_turn, ratio, save, spread, words
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tailfin.compute.device import keep_freed_memory
 from tailfin.data import store
 from tailfin.data.load import load
 from tailfin.data.types import ImageSet
-from tailfin.training.device import keep_freed_memory
 from tailfin.views import recipes
 from tailfin.views.augment import Augment
 from views import MEAN, STD, torchvision_of

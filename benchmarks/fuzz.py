@@ -203,8 +203,8 @@ def settings(scratch: Path) -> Read:
     """config.toml and study files: damaged text, and odd values."""
     import tomli_w
 
-    from tailfin.study.file import read as read_study
-    from tailfin.training import config
+    from tailfin.run import config
+    from tailfin.study.spec.file import read as read_study
 
     path = scratch / "config.toml"
     config.save(config.Config(method_options={"temperature": 0.2}), path)
@@ -233,9 +233,10 @@ def checkpoints(scratch: Path) -> Read:
     """Checkpoints: damaged bytes; and with a right checksum, odd values and tensors."""
     import torch
 
-    from tailfin.training import checkpoint
-    from tailfin.training.folder import RunFolder
-    from tailfin.training.loop import Loop
+    from tailfin.run import checkpoint
+    from tailfin.run.folder import RunFolder
+    from tailfin.training.listeners import Progress
+    from tailfin.training.start import start
 
     run, setup = _run(scratch)
     sound = (run / "checkpoint.safetensors").read_bytes()
@@ -259,8 +260,9 @@ def checkpoints(scratch: Path) -> Read:
                 kinds = (torch.float32, torch.int64, torch.bool, torch.bfloat16)
                 tensors[name] = torch.zeros(shape, dtype=draws.choice(kinds))
             checkpoint.save(file, tensors, held.progress)
-        loop = Loop(setup, RunFolder(folder), None)
-        loop.monitors.close()
+        loop = start(setup, RunFolder(folder), None, Progress())
+        for listener in loop.listeners:
+            listener.close()
         return loop
 
     return read
@@ -291,8 +293,8 @@ def encoders(scratch: Path) -> Read:
 
 def reports(scratch: Path) -> Read:
     """Whole run folders of which one file is damaged or odd, and their report."""
-    from tailfin.commands import write_report
-    from tailfin.training.folder import RunFolder
+    from tailfin.commands.report import write_report
+    from tailfin.run.folder import RunFolder
 
     run, _ = _run(scratch)
     result = json.loads((run / "result.json").read_text())
@@ -325,8 +327,8 @@ def tables(scratch: Path) -> Read:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tailfin.study import table
-    from tailfin.study.compute import Kept
+    from tailfin.study.execution.compute import Kept
+    from tailfin.study.results import table
 
     root = Path(__file__).parents[1]
     source = next(iter(sorted(root.glob("results/*/table.parquet"))))
@@ -408,7 +410,7 @@ def _picture(seed: int = 0) -> bytes:
 def _run(scratch: Path) -> tuple[Path, Any]:
     """A finished run of a tiny net, and its setup."""
     from tailfin import cli
-    from tailfin.training import config
+    from tailfin.run import config
     from tailfin.training.setup import prepare
 
     photos, out = scratch / "images", scratch / "run"

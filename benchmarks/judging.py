@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from common import in_turn, ratio, save, spread, words
 from torch import Tensor
 
-from tailfin.evaluation.knn import nearest
-from tailfin.evaluation.linear import SWEEP, linear_probe
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.compute.device import find_device, keep_freed_memory
+from tailfin.judging.knn import nearest
+from tailfin.judging.linear import SWEEP, linear_probe
 
 K = 20
 PRODUCT = "matrix product alone"

@@ -20,37 +20,20 @@ from typing import Any
 import torch
 from common import in_turn, ratio, save, spread, wait, words
 
+from tailfin.compute.device import find_device, keep_freed_memory
 from tailfin.data.types import Dataset, ImageSet, channel_statistics
-from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.run.config import Config
+from tailfin.run.folder import RunFolder
+from tailfin.training.checkpoints import Checkpoints
 from tailfin.training.feed import Batch
-from tailfin.training.folder import RunFolder
-from tailfin.training.loop import Loop
+from tailfin.training.listeners import Progress
 from tailfin.training.setup import Setup, prepare
-from tailfin.training.step import Step
+from tailfin.training.start import start
 
 STEPS_PER_EPOCH = 50
 LARGE = ("resnet50",)
 """Backbones that see views of 224 px, drawn from images of 256 px; the others views of 32 px from as many."""
 WARM_STEPS = 5
-
-
-class Silent:
-    """Tells nobody."""
-
-    def step(self, *_: object) -> None:
-        """Nothing."""
-
-
-class TimedLoop(Loop):
-    """A loop that marks when its latest checkpoint began."""
-
-    saving = 0.0
-
-    def _save(self) -> None:
-        wait(self.setup.execution.device)
-        self.saving = time.perf_counter()
-        super()._save()
 
 
 def main() -> None:
@@ -143,7 +126,7 @@ def bare_of(setup: Setup) -> Callable[[], float]:
     given = replace(setup, augment=lambda *_: list(views))  # type: ignore[arg-type]
 
     def run() -> float:
-        step = Step(given)
+        step = given.step()
         wait(device)
         start = time.perf_counter()
         for number in range(setup.total_steps):
@@ -157,12 +140,23 @@ def bare_of(setup: Setup) -> Callable[[], float]:
 def loop(setup: Setup, saves: list[float]) -> float:
     """Seconds of a whole run up to its last checkpoint, whose own seconds `saves` gets."""
     with tempfile.TemporaryDirectory() as folder:
-        running = TimedLoop(setup, RunFolder(Path(folder)), None)
+        running = start(setup, RunFolder(Path(folder)), None, Progress())
+        saved: list[float] = []
+        checkpoints = running.listeners[-1]
+        assert isinstance(checkpoints, Checkpoints)
+        save = checkpoints.save
+
+        def timed(step: int) -> None:
+            wait(setup.execution.device)
+            saved.append(time.perf_counter())
+            save(step)
+
+        checkpoints.save = timed  # type: ignore[method-assign]
         wait(setup.execution.device)
-        start = time.perf_counter()
-        running.run(Silent())
-        saves.append(time.perf_counter() - running.saving)
-    return running.saving - start
+        began = time.perf_counter()
+        running.run()
+        saves.append(time.perf_counter() - saved[-1])
+    return saved[-1] - began
 
 
 if __name__ == "__main__":

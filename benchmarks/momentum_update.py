@@ -21,8 +21,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tailfin.compute.device import find_device, keep_freed_memory
 from tailfin.momentum import MomentumEncoder, split
-from tailfin.training.device import find_device, keep_freed_memory
 
 DECAY = 0.99
 MODELS = ("resnet50", "vit_base_patch16_224")

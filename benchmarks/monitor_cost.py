@@ -13,13 +13,15 @@ from pathlib import Path
 import torch
 from common import in_turn, ratio, save, spread, words
 
-from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.compute.device import find_device, keep_freed_memory
+from tailfin.run.config import Config
+from tailfin.run.folder import Log
 from tailfin.training.feed import Batch
-from tailfin.training.folder import RunFolder
+from tailfin.training.listeners import Taken
 from tailfin.training.loop import LOG_STEPS
-from tailfin.training.monitoring import PROBE_STEPS, Monitors
+from tailfin.training.monitors import PROBE_STEPS, Monitors
 from tailfin.training.setup import Setup, load_data, prepare
+from tailfin.training.start import monitors_of
 from tailfin.training.step import Step
 
 
@@ -51,7 +53,9 @@ def main() -> None:
             setup = prepare(replace(base, monitors=choice), data)
             place = Path(folder) / choice
             place.mkdir()
-            arms[choice] = partial(block, setup, Step(setup), Monitors(setup, RunFolder(place)))
+            arms[choice] = partial(
+                block, setup, setup.step(), monitors_of(setup, Log(place / "stability.jsonl"))
+            )
         seconds = in_turn(arms, asked.rounds, device, warm=1)
     figures = {}
     for name, times in seconds.items():
@@ -65,10 +69,9 @@ def block(setup: Setup, train_step: Step, monitors: Monitors) -> None:
     """As many steps as lie between two looks at the probe batch."""
     images = setup.data.train.images[: setup.config.batch_size].to(setup.execution.device)
     for step in range(1, PROBE_STEPS + 1):
-        train_step(Batch(images, torch.arange(len(images)), None, 0.0), step)
-        monitors.after_step()
-        if step % LOG_STEPS == 0:
-            monitors.write(step)
+        loss = train_step(Batch(images, torch.arange(len(images)), None, 0.0), step)
+        logged = step % LOG_STEPS == 0
+        monitors.after_step(Taken(step, loss, 0.0, 0.0, epoch_ends=False, logged=logged, last=False))
 
 
 if __name__ == "__main__":

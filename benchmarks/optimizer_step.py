@@ -14,9 +14,9 @@ import torch
 from common import in_turn, ratio, save, spread, words
 from timm.optim import Lars
 
+from tailfin.compute.device import find_device, keep_freed_memory
+from tailfin.run.config import OptimizerName
 from tailfin.training import optimizers
-from tailfin.training.config import OptimizerName
-from tailfin.training.device import find_device, keep_freed_memory
 
 MODELS = ("resnet18", "vit_small_patch16_224")
 KINDS: tuple[OptimizerName, ...] = ("sgd", "lars", "adamw")

@@ -30,16 +30,16 @@ from typing import Any
 
 import torch
 from common import in_turn, ratio, save, spread, wait, words
-from loop_share import Silent
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from tailfin.compute.device import find_device, keep_freed_memory
 from tailfin.data.types import Dataset, ImageSet
-from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
-from tailfin.training.folder import RunFolder
-from tailfin.training.loop import Loop
+from tailfin.run.config import Config
+from tailfin.run.folder import RunFolder
+from tailfin.training.listeners import Progress
 from tailfin.training.setup import load_data, prepare
+from tailfin.training.start import start
 
 PLACEMENTS = {
     "simclr": ("none", "projector", "all"),
@@ -164,7 +164,7 @@ class Ours:
         self.config = replace(self.config, precision=chosen[0], memory_format=chosen[1])
         clock = Clock(self.asked)
         with tempfile.TemporaryDirectory() as folder:
-            loop = Loop(setup, RunFolder(Path(folder)), None)
+            loop = start(setup, RunFolder(Path(folder)), None, Progress())
 
             @contextmanager
             def mark(phase: str) -> Iterator[None]:
@@ -172,8 +172,8 @@ class Ours:
                     clock()
                 yield
 
-            loop.train_step.phase = mark
-            loop.run(Silent())
+            loop.step.phase = mark
+            loop.run()
         return clock.measured("ours")
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from common import save
 
-from tailfin.training import advice
-from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.compute.device import find_device, keep_freed_memory
+from tailfin.measuring import advice
+from tailfin.run.config import Config
 from tailfin.training.setup import load_data
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from common import in_turn, ratio, save, spread, words
 
+from tailfin.compute.device import find_device, keep_freed_memory
 from tailfin.momentum.cost import part_flops
-from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.run.config import Config
 from tailfin.training.feed import Batch
 from tailfin.training.setup import Setup, load_data, prepare
-from tailfin.training.step import Step
 
 HEADS = (("trunk calls", 13), ("target FLOPs", 14), ("s a step", 10), ("over stopgrad", 36), ("peak MiB", 10))
 PLACEMENTS = ("none", "stopgrad", "projector", "layer4:", "layer3:", "layer2:", "layer1:", "all")
@@ -59,7 +58,7 @@ def main() -> None:
     # First, while nothing else is on a GPU.
     peaks = {name: memory_of(config, name, device) for name in asked.placements}
     setups = {name: build(config, name) for name in asked.placements}
-    arms = {name: partial(Step(setup), first_batch(setup), 0) for name, setup in setups.items()}
+    arms = {name: partial(setup.step(), first_batch(setup), 0) for name, setup in setups.items()}
     seconds = in_turn(arms, asked.rounds, device)
     rows = {}
     heads = "".join(f"{head:>{width}}" for head, width in HEADS)
@@ -105,7 +104,7 @@ def trunk_calls(setup: Setup) -> int:
     if name in setup.encoder.placement.placed:
         modules.append(setup.encoder.momentum_part(name))
     hooks = [m.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)) for m in modules]
-    Step(setup)(first_batch(setup), 0)
+    setup.step()(first_batch(setup), 0)
     for hook in hooks:
         hook.remove()
     return calls[0]
@@ -139,7 +138,7 @@ def peak_memory(config: Config, placement: str) -> int:
 
 def three_steps(setup: Setup) -> None:
     """Enough for optimizer and averages to have their tensors."""
-    train_step, batch = Step(setup), first_batch(setup)
+    train_step, batch = setup.step(), first_batch(setup)
     for _ in range(3):
         train_step(batch, 0)
 

@@ -51,9 +51,21 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("list",),
     ("pretrain", *TINY, "--out", "wrong", "--momentum", "layer5:"),
 )
-BY_TIME = {"images_per_second", "seconds", "measured", "data_wait", "versions", "minutes", "source", "finished"}
+BY_TIME = {
+    "images_per_second",
+    "seconds",
+    "measured",
+    "data_wait",
+    "versions",
+    "minutes",
+    "source",
+    "finished",
+}
 """Keys and columns of results that the clock or the code's own version decides."""
-TIMES = re.compile(r"[\d.,]+ images/s|data wait +\d+ %|left \S+|[\d.,]+ % measured|[\d.]+ (s|min|minutes|h)\b|\d+:\d\d:\d\d")
+TIMES = re.compile(
+    r"\d+ % of the time spent waiting|[\d.,]+ images/s|data wait +\d+ %|left \S+|[\d.,]+ % measured"
+    r"|[\d.]+ (s|min|minutes|h)\b|\d+:\d\d:\d\d"
+)
 
 
 def run(tree: Path, folder: Path) -> dict[str, bytes]:
@@ -69,13 +81,23 @@ def run(tree: Path, folder: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for number, words in enumerate(COMMANDS):
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "tailfin", *words], cwd=folder, env=environment, capture_output=True, text=True
+            [sys.executable, "-P", "-m", "tailfin", *words],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
+        if "Traceback" in done.stderr:
+            sys.exit(f"tailfin {' '.join(words)}, by the code in {tree}:\n{done.stderr}")
         said = TIMES.sub("<time>", done.stdout + done.stderr).replace(str(folder), "<folder>")
         said = re.sub(r" {2,}", "  ", said)  # columns move with the width of a time
         found[f"{number} tailfin {' '.join(words)}"] = f"{said}code {done.returncode}\n".encode()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and "cache" not in path.relative_to(folder).parts[:1] and not path.name.startswith("."):
+        if (
+            path.is_file()
+            and "cache" not in path.relative_to(folder).parts[:1]
+            and not path.name.startswith(".")
+        ):
             found.update(_contents(path, str(path.relative_to(folder)), str(folder)))
     return found
 
@@ -91,16 +113,25 @@ def _contents(path: Path, name: str, folder: str) -> Iterator[tuple[str, bytes]]
         progress["lengths"].pop("timing")
         yield f"{name} progress", json.dumps(progress).replace(folder, "").encode()
     elif path.suffix in (".json", ".jsonl") and path.name != "timing.jsonl":
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else [
-            json.loads(path.read_text())
-        ]
-        yield name, json.dumps([_timeless(row) for row in rows]).replace(folder, "").encode()
+        rows = (
+            [json.loads(line) for line in path.read_text().splitlines()]
+            if path.suffix == ".jsonl"
+            else [json.loads(path.read_text())]
+        )
+        yield (
+            name,
+            TIMES.sub("<time>", json.dumps([_timeless(row) for row in rows])).replace(folder, "").encode(),
+        )
     elif path.suffix == ".csv":
         import csv
 
         with path.open(newline="") as file:
             table = [
-                {key: value for key, value in row.items() if key not in BY_TIME and not key.startswith("version")}
+                {
+                    key: value
+                    for key, value in row.items()
+                    if key not in BY_TIME and not key.startswith("version")
+                }
                 for row in csv.DictReader(file)
             ]
         yield name, json.dumps(table).encode()
@@ -117,7 +148,9 @@ def _timeless(value: Any) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old")
     parser.add_argument("new")
     asked = parser.parse_args()
@@ -143,7 +176,15 @@ def main() -> None:
             before, after = (each[name].decode(errors="replace").splitlines() for each in (old, new))
             for one, other in zip(before, after, strict=False):
                 if one != other:
-                    print(f"  - {one[:300]}\n  + {other[:300]}")
+                    place = max(
+                        0,
+                        next(
+                            (n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+                            0,
+                        )
+                        - 100,
+                    )
+                    print(f"  - {one[place : place + 200]}\n  + {other[place : place + 200]}")
                     break
     print(f"{len(old.keys() | new.keys())} outputs of {len(COMMANDS)} commands, {len(differing)} differ")
     sys.exit(bool(differing))

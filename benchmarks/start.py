@@ -17,17 +17,16 @@ from typing import Any
 
 from common import save, spread, words
 
-from tailfin.training.device import find_device
+from tailfin.compute.device import find_device
 
 FIRST_STEP = """
 import sys
-from tailfin.training.config import Config
+from tailfin.run.config import Config
 from tailfin.training.setup import prepare
-from tailfin.training.step import Step
 device, batch, *given = sys.argv[1:]
 chosen = dict(zip(("precision", "memory_format"), given))
 setup = prepare(Config(limit=2 * int(batch), batch_size=int(batch), momentum="projector", device=device, **chosen))
-Step(setup)(next(setup.feed().batches(0, 1)), 0).item()
+setup.step()(next(setup.feed().batches(0, 1)), 0).item()
 print(setup.config.precision, setup.config.memory_format)
 """
 

@@ -16,10 +16,9 @@ from common import save, wait
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from tailfin.training.config import Config
-from tailfin.training.device import keep_freed_memory
+from tailfin.compute.device import keep_freed_memory
+from tailfin.run.config import Config
 from tailfin.training.setup import prepare
-from tailfin.training.step import Step
 
 KINDS = {
     "convolution, forward": r"aten::(mkldnn_|cudnn_|_?slow_|thnn_)?\w*conv\w*(?<!backward)$",
@@ -61,7 +60,7 @@ def main() -> None:
         device=asked.device,
     )
     setup = prepare(config)
-    step, device = Step(setup), setup.execution.device
+    step, device = setup.step(), setup.execution.device
     batch = next(setup.feed().batches(0, 1))
     for number in range(WARM_STEPS):
         step(batch, number).item()

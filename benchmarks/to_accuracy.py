@@ -24,10 +24,10 @@ import torch
 from common import said, save
 
 from tailfin import methods
-from tailfin.parsing import given
-from tailfin.training.bench import bench
-from tailfin.training.config import Config
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.cli.parsing import given
+from tailfin.compute.device import find_device, keep_freed_memory
+from tailfin.measuring.timing import bench
+from tailfin.run.config import Config
 from tailfin.training.setup import load_data
 
 

@@ -14,7 +14,7 @@ import torch
 from common import in_turn, ratio, save, spread, words
 from torch import Tensor
 
-from tailfin.training.device import find_device, keep_freed_memory
+from tailfin.compute.device import find_device, keep_freed_memory
 from tailfin.views import recipes
 from tailfin.views.augment import Augment
 from tailfin.views.recipes import ViewRecipe

@@ -8,9 +8,9 @@ from textwrap import fill
 
 from tailfin import methods
 from tailfin.methods.base import WIDE, Method, Recipe
-from tailfin.study import table
-from tailfin.study.design import Row
-from tailfin.study.statistics import paired
+from tailfin.study.results import table
+from tailfin.study.results.statistics import paired
+from tailfin.study.spec.design import Row
 from tailfin.views import recipes
 from tailfin.views.recipes import LARGEST_SMALL_IMAGE, ViewRecipe
 

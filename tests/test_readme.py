@@ -9,7 +9,7 @@ import torch
 
 from tailfin import backbones
 from tailfin.momentum import MomentumEncoder, split
-from tailfin.training.folder import RunFolder
+from tailfin.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +56,7 @@ def test_the_two_commands_stand_first() -> None:
 def test_every_option_and_command_in_the_docs_exists() -> None:
     import dataclasses
 
-    from tailfin import options
+    from tailfin.cli import options
 
     known = {
         "--" + field.name.replace("_", "-")

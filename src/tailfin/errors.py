@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line saying what, where, what is allowed and the nearest right spelling."""
+"""Errors that are told to a user: one line saying what, where, what is allowed and the nearest right spelling."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,18 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """A mistake in the input. The command line prints it as one line and exits with code 2."""
+
+
+class Failed(Exception):
+    """A run that cannot go on, by no mistake in its input. The command line prints one line and exits with code 1."""
+
+
+class Diverged(Failed):
+    """The loss is not finite: what, where and since when."""
+
+
+class MemoryFull(Failed):
+    """The memory of the device or of the host is full: what to change."""
 
 
 def unknown(kind: str, value: str, allowed: Iterable[str], where: str = "") -> UserError:

@@ -116,10 +116,10 @@ def test_a_jpeg_of_20_000_scans_is_refused_with_its_reason(tmp_path: Path, as_fi
     if as_file:
         (tmp_path / "x.jpg").write_bytes(source)  # type: ignore[arg-type]
         source = tmp_path / "x.jpg"
-    began = time.monotonic()
+    began = time.process_time()  # others' work counts nothing
     with pytest.raises(Unreadable, match="too many scans: 200"):
         decode(source, (32, 32), 3)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert decode(scans(64, 20), (32, 32), 3)[0].shape == (3, 32, 32)
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tailfin import cli, lock
+from tailfin import cli
 from tailfin.data import entries, store
 from tailfin.data.load import load
 from tailfin.errors import UserError
-from tailfin.training import config as settings
-from tailfin.training.config import Config
+from tailfin.files import lock
+from tailfin.run import config as settings
+from tailfin.run.config import Config
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tailfin import cli, commands, methods
+from tailfin import cli, methods
+from tailfin.commands import pretrain
 from tailfin.errors import UserError
-from tailfin.study import compute, probe, runner
-from tailfin.training.config import Config
-from tailfin.training.setup import make_method
+from tailfin.run.config import Config
+from tailfin.study.execution import compute, probe, runner
+from tailfin.training.model import make_method
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 SMALL = (
@@ -125,7 +126,7 @@ def test_what_a_method_lacks_is_told_before_any_image_is_read(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(commands, "load_data", pytest.fail)
+    monkeypatch.setattr(pretrain, "load_data", pytest.fail)
     file = Path(mine.rpartition(":")[0])
     code = file.read_text().replace("super().__init__(hidden, out)", "super().__init__(None, out)")
     assert old in code
@@ -181,7 +182,7 @@ def test_what_measures_the_cells_of_a_study_runs_the_methods_that_it_is_given_an
 
         def __init__(self, words: list[str], **_: object) -> None:
             monkeypatch.setattr(methods, "_trusted", {})
-            place = words.index("tailfin.study.probe")
+            place = words.index("tailfin.study.execution.probe")
             asked, told, *own = words[place + 1 :]
             probe.main(Path(asked), Path(told), own if named else [])
 
@@ -194,18 +195,18 @@ def test_what_measures_the_cells_of_a_study_runs_the_methods_that_it_is_given_an
         memory_format="contiguous", device="cpu", method=methods.trust(mine),
     )  # fmt: skip
     named = True
-    [told] = compute.measure([[small]], 1, steps=1, judging=False)
+    [told] = compute.measure([[small]], 1, steps=1, judging=False, say=print)
     assert told["training"] > 0
     named = False
     with pytest.raises(UserError, match="its code runs only if you name it"):
-        compute.measure([[small]], 1, steps=1, judging=False)
+        compute.measure([[small]], 1, steps=1, judging=False, say=print)
 
 
 LOADING = """
 import sys
 from pathlib import Path
 from tailfin import methods
-from tailfin.training.config import read
+from tailfin.run.config import read
 methods.trust(sys.argv[sys.argv.index("--method") + 1])
 config = Path(sys.argv[2]) / "config.toml" if sys.argv[1] == "--resume" else Path(sys.argv[2])
 sys.exit(f"loaded {methods.load(read(config).method).__name__} {sys.argv[1]}")

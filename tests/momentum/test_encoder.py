@@ -537,8 +537,24 @@ def test_predicted_cost_is_the_share_of_flops_and_zero_for_controls() -> None:
     assert flops["projector"] == 2 * 2 * 64 * 16
     tail = flops["layer3"] + flops["layer4"] + flops["projector"]
     assert encoder.placement.cost(flops) == pytest.approx(tail / sum(flops.values()))
-    assert measured_cost(MomentumEncoder(parts, projector=head, placement="stopgrad"), x) == 0
-    assert measured_cost(MomentumEncoder(parts, projector=head, placement="all"), x) > 0
+
+
+def test_measured_cost_is_the_time_of_the_target_path_over_that_of_a_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    parts, head = split(narrow_resnet(8)), nn.Linear(64, 16)
+
+    def takes_a_second(*_: object) -> None:
+        clock[0] += 1
+
+    for part in [*(part for _, part in parts.named_children()), head]:
+        part.register_forward_hook(takes_a_second)
+    x = torch.randn(2, 3, 32, 32)
+    for placement, cost in (("stopgrad", 0), ("projector", 1 / 6), ("layer3:", 3 / 6), ("all", 1)):
+        encoder = MomentumEncoder(parts, projector=head, placement=placement)
+        assert measured_cost(encoder, x) == pytest.approx(cost), placement
 
 
 def test_unpooled_features_are_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tailfin.report import study_plots
 from tailfin.report.study_page import ClaimSection, StudyContent, Table, render
 from tailfin.report.study_plots import Point, Series, intervals, profile, scatter
-from tailfin.study import markdown
+from tailfin.study.results import markdown
 
 from .document import Element, read
 

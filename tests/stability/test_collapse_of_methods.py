@@ -17,12 +17,13 @@ from torch import nn
 from tailfin.data.types import Dataset
 from tailfin.methods._heads import normalised_mlp
 from tailfin.methods.simsiam import SimSiam
+from tailfin.run.config import Config
+from tailfin.run.folder import RunFolder
 from tailfin.stability.verdict import Verdict, judge
-from tailfin.training.config import Config
-from tailfin.training.folder import RunFolder
-from tailfin.training.loop import Loop
-from tailfin.training.monitoring import summarise
+from tailfin.training.listeners import Progress
+from tailfin.training.monitors import summarise
 from tailfin.training.setup import Setup, load_data, prepare
+from tailfin.training.start import start
 
 COMMON = Config(
     limit=240,
@@ -41,11 +42,6 @@ SIMSIAM = replace(COMMON, method="simsiam", momentum="none", lr=2.0)
 UNSAFE = {"predictor": 0.0, "stop_gradient": 0.0}
 
 
-class Silent:
-    def step(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def shapes() -> Dataset:
     return load_data(COMMON, torch.device("cpu"))
@@ -60,7 +56,7 @@ def train(tmp_path: Path) -> Train:
         """The verdict by the probe alone, the last loss and the last rank."""
         folder = RunFolder(tmp_path / str(len(list(tmp_path.iterdir()))))
         folder.path.mkdir()
-        Loop(setup, folder, None).run(Silent())
+        start(setup, folder, None, Progress()).run()
         rows = folder.read_stability()
         last = [row["probe"]["collapse"] for row in rows if "probe" in row][-1]
         verdict = judge(
@@ -71,7 +67,7 @@ def train(tmp_path: Path) -> Train:
             untrained=None,
             losses=[],
             timing=[],
-            signs=summarise(rows, setup).signs,
+            signs=summarise(rows, setup.encoder, total_steps=setup.total_steps, width=setup.method.out).signs,
         )
         return verdict, folder.read_metrics()[-1]["loss"], last["rank"]
 

@@ -13,18 +13,13 @@ import torch
 from torch import nn
 
 from tailfin.data.types import Dataset
+from tailfin.run.config import Config
+from tailfin.run.folder import Log, RunFolder
 from tailfin.stability.signs import Sign, collapse_sign, few_dimensions, gradient_signs, target_signs
-from tailfin.training.config import Config
-from tailfin.training.folder import RunFolder
-from tailfin.training.loop import Loop
-from tailfin.training.monitoring import Monitors, gradient_series, summarise
+from tailfin.training.listeners import Progress, Taken
+from tailfin.training.monitors import Monitors, gradient_series, summarise
 from tailfin.training.setup import Setup, load_data, prepare
-
-
-class Silent:
-    def step(self, *_: object) -> None:
-        pass
-
+from tailfin.training.start import start
 
 COMMON = Config(
     limit=240,
@@ -47,6 +42,11 @@ def shapes() -> Dataset:
 Signs = Callable[..., list[Sign]]
 
 
+def signs_of(folder: RunFolder, setup: Setup) -> list[Sign]:
+    rows = folder.read_stability()
+    return summarise(rows, setup.encoder, total_steps=setup.total_steps, width=setup.method.out).signs
+
+
 @pytest.fixture
 def signs(shapes: Dataset, tmp_path: Path) -> Signs:
     """The signs of a run; what disturbs its setup is done before it trains."""
@@ -55,8 +55,8 @@ def signs(shapes: Dataset, tmp_path: Path) -> Signs:
         setup = prepare(replace(COMMON, **changes), shapes)  # type: ignore[arg-type]
         disturb(setup)
         folder = RunFolder(tmp_path)
-        Loop(setup, folder, None).run(Silent())
-        return summarise(folder.read_stability(), setup).signs
+        start(setup, folder, None, Progress()).run()
+        return signs_of(folder, setup)
 
     return train
 
@@ -247,18 +247,19 @@ def test_parts_never_heard_and_the_search_of_a_scaler_for_its_scale_are_no_sign(
 def test_what_was_not_finite_is_so_in_the_rows_of_a_run_too(shapes: Dataset, tmp_path: Path) -> None:
     setup = prepare(replace(COMMON, monitors="gradient", epochs=2), shapes)
     folder = RunFolder(tmp_path)
-    monitors = Monitors(setup, folder)
+    monitors = Monitors(Log(folder.stability), setup.gradient_monitor(), None, 1)
     for step in range(40):
         online, _ = setup.encoder(torch.randn(4, 3, 32, 32))
         (online.projections[0].sum() * (torch.inf if step == 30 else 1)).backward()
-        monitors.after_step()
-    monitors.write(40)
+        monitors.after_step(
+            Taken(step + 1, torch.zeros(()), 0.0, 0.0, epoch_ends=False, logged=step == 39, last=False)
+        )
     monitors.close()
     series = gradient_series(folder.read_stability())
     assert {name: np.flatnonzero(np.isinf(values)).tolist() for name, values in series.items()} == {
         name: [30] for name in setup.encoder.names
     }
-    found = summarise(folder.read_stability(), setup).signs
+    found = signs_of(folder, setup)
     assert "1 of 40 steps, first at step 31 at the output of projector" in found[0].words
 
 

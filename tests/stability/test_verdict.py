@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from tailfin.run.config import Config
+from tailfin.run.folder import RunFolder
 from tailfin.stability import collapse, verdict
 from tailfin.stability.signs import Sign
-from tailfin.training.config import Config
 from tailfin.training.feed import Feed
-from tailfin.training.folder import RunFolder
-from tailfin.training.loop import Loop
+from tailfin.training.listeners import Progress
 from tailfin.training.setup import prepare
+from tailfin.training.start import start
 
 
 def judged(**changes: object) -> verdict.Verdict:
@@ -96,11 +97,6 @@ def test_real_collapses_of_embeddings_are_seen() -> None:
     assert states == ["healthy", "collapsing", "collapsing"]
 
 
-class Silent:
-    def step(self, *_: object) -> None:
-        pass
-
-
 def test_a_run_that_is_fed_slowly_is_loader_bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fetch = Feed._fetch
 
@@ -121,7 +117,7 @@ def test_a_run_that_is_fed_slowly_is_loader_bound(monkeypatch: pytest.MonkeyPatc
         device="cpu",
     )
     folder = RunFolder(tmp_path)
-    Loop(prepare(config), folder, None).run(Silent())
+    start(prepare(config), folder, None, Progress()).run()
     found = judged(timing=folder.read_timing())
     assert found.state == "loader-bound"
     assert any("of the time spent waiting for images" in line for line in found.evidence)

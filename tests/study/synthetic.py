@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tailfin.momentum.placement import Placement
-from tailfin.study import cells, file, table
-from tailfin.study.cells import Cell, Compute
-from tailfin.study.design import Design, Row
+from tailfin.study.results import table
+from tailfin.study.spec import cells, file
+from tailfin.study.spec.cells import Cell, Compute
+from tailfin.study.spec.design import Design, Row
 
 COMPUTE = Compute("cpu", "fp32", "contiguous")
 

@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 
-from tailfin import cli, files
-from tailfin.study import compute, runner, table
-from tailfin.study.cells import Compute
-from tailfin.study.compute import Kept
-from tailfin.study.design import Design
-from tailfin.study.file import read as read_study
+from tailfin import cli
+from tailfin.files import writing
+from tailfin.study.execution import compute, runner
+from tailfin.study.execution.compute import Kept
+from tailfin.study.results import table
+from tailfin.study.spec.cells import Compute
+from tailfin.study.spec.design import Design
+from tailfin.study.spec.file import read as read_study
 
+from .execution.test_runner import FAKE
 from .synthetic import HEAD
-from .test_runner import FAKE
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -120,7 +122,7 @@ def test_a_disk_that_fills_costs_one_line_and_no_finished_cell(
 ) -> None:
     text = SETTINGS + '\n[grid]\nmomentum = ["none"]\nseed = [0]\n'
     tailfin("study", write(tmp_path, text), "--out", "whole")
-    write_all = files._write_all
+    write_all = writing._write_all
 
     def full(file: io.FileIO, content: bytes) -> None:
         if f"/.{name}." in os.readlink(f"/proc/self/fd/{file.fileno()}"):
@@ -128,7 +130,7 @@ def test_a_disk_that_fills_costs_one_line_and_no_finished_cell(
         write_all(file, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_write_all", full)
+        patch.setattr(writing, "_write_all", full)
         code, _, said = tailfin("study", "s.toml")
     assert (code, said.count("\n")) == (2, 1), said
     assert "No space left on device" in said

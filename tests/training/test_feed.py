@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tailfin.data.types import Dataset
+from tailfin.run.config import Config
 from tailfin.training import setup
-from tailfin.training.config import Config
 from tailfin.training.feed import Feed, Place, order, place_for
 from tailfin.training.setup import prepare
 

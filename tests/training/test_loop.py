@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,19 +11,25 @@ import torch
 
 from tailfin import methods
 from tailfin.data.types import Dataset
-from tailfin.errors import UserError
-from tailfin.training import checkpoint
-from tailfin.training import loop as looping
-from tailfin.training.config import Config
-from tailfin.training.folder import RunFolder
-from tailfin.training.judging import Judge
-from tailfin.training.loop import Diverged, Loop, Stopped, _not_finite
-from tailfin.training.setup import prepare, resolved
+from tailfin.errors import Diverged, UserError
+from tailfin.judging.result import judge
+from tailfin.judging.subject import Subject
+from tailfin.judging.validation import Validation
+from tailfin.run import checkpoint
+from tailfin.run.config import Config
+from tailfin.run.folder import RunFolder
+from tailfin.training import checkpoints
+from tailfin.training.checkpoints import Checkpoints
+from tailfin.training.listeners import Progress, not_finite
+from tailfin.training.loop import Stopped
+from tailfin.training.resolve import resolved
+from tailfin.training.setup import Setup, prepare
+from tailfin.training.start import start
 
 Make = Callable[..., Config]
 
 
-class Silent:
+class Silent(Progress):
     """Progress that asks for a stop after some step."""
 
     def __init__(self, stop: int | None = None, number: int = signal.SIGTERM) -> None:
@@ -34,12 +40,19 @@ class Silent:
             os.kill(os.getpid(), self.number)
 
 
-def run(config: Config, data: Dataset, path: Path, stop: int | None = None) -> Loop:
+@dataclass
+class Run:
+    setup: Setup
+    folder: RunFolder
+    validation: Validation | None
+
+
+def run(config: Config, data: Dataset, path: Path, stop: int | None = None) -> Run:
     path.mkdir(exist_ok=True)
     setup, folder = prepare(config, data), RunFolder(path)
-    loop = Loop(setup, folder, Judge(setup, folder).validate)
-    loop.run(Silent(stop))
-    return loop
+    validation = Validation.of(Subject.of(setup), setup.data.train, 0)
+    start(setup, folder, validation, Silent(stop)).run()
+    return Run(setup, folder, validation)
 
 
 def same_run(one: Path, other: Path) -> None:
@@ -90,19 +103,19 @@ def test_a_checkpoint_between_log_rows_keeps_the_losses(
     path = tmp_path / "parts"
     path.mkdir()
     setup = prepare(config, data)
-    loop = Loop(setup, RunFolder(path), None)
-    original = loop.train_step
+    loop = start(setup, RunFolder(path), None, Silent())
+    original = loop.step
 
     def interrupted(batch: object, step: int) -> torch.Tensor:
         if step == 14:
             raise RuntimeError("killed")
         return original(batch, step)  # type: ignore[arg-type]
 
-    loop.train_step = interrupted  # type: ignore[assignment]
-    loop.train_step.learning_rate = original.learning_rate  # type: ignore[attr-defined]
-    loop.train_step.optimizer = original.optimizer  # type: ignore[attr-defined]
+    interrupted.schedule = original.schedule  # type: ignore[attr-defined]
+    interrupted.steps_per_epoch = original.steps_per_epoch  # type: ignore[attr-defined]
+    loop.step = interrupted  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="killed"):
-        loop.run(Silent())
+        loop.run()
     assert checkpoint.load(path / "checkpoint.safetensors").progress["step"] == 14
     run(config, data, path)
     same_run(tmp_path / "whole", path)
@@ -150,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 ) -> None:
     config = settings(epochs=2, checkpoint_minutes=0.0)
     setup = prepare(config, data)
-    loop = Loop(setup, RunFolder(tmp_path), None)
+    loop = start(setup, RunFolder(tmp_path), None, Silent())
     original = setup.method.loss
     calls = iter(range(100))
 
@@ -162,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         Diverged,
         match=r"the loss is nan since step 8 \(epoch 1\.40\).*not finite: stem, layer1.*last finite loss",
     ):
-        loop.run(Silent())
+        loop.run()
     held = checkpoint.load(tmp_path / "checkpoint.safetensors")
     assert held.progress["step"] == 7
     assert all(bool(value.isfinite().all()) for value in held.tensors.values())
@@ -174,15 +187,15 @@ def test_a_first_loss_that_is_not_finite_has_none_before_it(
     setup = prepare(settings(epochs=1), data)
     setup.method.loss = lambda *_: sum(p.sum() for p in setup.encoder.parameters()) * float("nan")  # type: ignore[method-assign, assignment]
     with pytest.raises(Diverged, match=r"the loss is nan since step 1 .*; no loss was finite"):
-        Loop(setup, RunFolder(tmp_path), None).run(Silent())
+        start(setup, RunFolder(tmp_path), None, Silent()).run()
 
 
 def test_weights_that_are_not_finite_never_reach_a_checkpoint(
     settings: Make, data: Dataset, tmp_path: Path
 ) -> None:
     setup = prepare(settings(epochs=1, checkpoint_minutes=0.0), data)
-    loop = Loop(setup, RunFolder(tmp_path), None)
-    step = loop.train_step.optimizer.step
+    loop = start(setup, RunFolder(tmp_path), None, Silent())
+    step = loop.step.optimizer.step
     calls = iter(range(100))
 
     def poison() -> None:
@@ -190,11 +203,11 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(
         if next(calls) == 2:
             setup.encoder.part("projector")[0].weight.data.fill_(float("inf"))  # type: ignore[index, union-attr]
 
-    loop.train_step.optimizer.step = poison  # type: ignore[method-assign, assignment]
+    loop.step.optimizer.step = poison  # type: ignore[method-assign, assignment]
     with pytest.raises(
         Diverged, match=r"encoder/projector\.0\.weight is not finite after step 3 .*though the loss"
     ):
-        loop.run(Silent())
+        loop.run()
     assert checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 2
 
 
@@ -221,22 +234,23 @@ def test_tensors_that_are_not_finite_are_named_in_order_by_one_question(
 
     monkeypatch.setattr(torch.Tensor, "tolist", counted)
     monkeypatch.setattr(torch.Tensor, "__bool__", waits)
-    assert _not_finite(tensors) == ["infinite", "unknown"]
+    assert not_finite(tensors) == ["infinite", "unknown"]
     assert asked == [torch.Size([6])]
-    assert _not_finite({}) == []
+    assert not_finite({}) == []
 
 
 def test_a_short_epoch_brings_no_checkpoint(
     settings: Make, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(Loop, "_save", lambda loop: saved.append(loop.state.step))
-    loop = Loop(prepare(settings(epochs=3), data), RunFolder(tmp_path), None)
-    loop.run(Silent())
-    assert saved == [loop.setup.total_steps]
-    monkeypatch.setattr(looping, "EPOCH_SECONDS", 0.0)
+    monkeypatch.setattr(Checkpoints, "save", lambda _, step: saved.append(step))
+    setup = prepare(settings(epochs=3), data)
+    loop = start(setup, RunFolder(tmp_path), None, Silent())
+    loop.run()
+    assert saved == [setup.total_steps]
+    monkeypatch.setattr(checkpoints, "EPOCH_SECONDS", 0.0)
     saved.clear()
-    Loop(prepare(settings(epochs=3), data), RunFolder(tmp_path), None).run(Silent())
+    start(prepare(settings(epochs=3), data), RunFolder(tmp_path), None, Silent()).run()
     assert saved == [5, 10, 15]
 
 
@@ -245,8 +259,8 @@ def test_a_part_that_no_monitor_hears_stops_no_checkpoint(
 ) -> None:
     setup = prepare(settings(epochs=1, checkpoint_minutes=0.0, monitors="gradient"), data)
     setup.encoder.part("stem").requires_grad_(False)  # hears nothing, and is NaN in the rows that wait
-    loop = Loop(setup, RunFolder(tmp_path), None)
-    loop.run(Silent())
+    loop = start(setup, RunFolder(tmp_path), None, Silent())
+    loop.run()
     assert checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == setup.total_steps
 
 
@@ -322,7 +336,7 @@ def test_grey_images_one_class_and_a_batch_as_large_as_the_data(
     config = settings(batch_size=40, epochs=2)
     loop = run(config, grey, tmp_path)
     assert loop.setup.total_steps == 2
-    result = Judge(loop.setup, loop.folder).finish()
+    result = judge(loop.setup, loop.folder, loop.validation, {})
     assert result["knn"] == result["linear"] == 100.0
     assert result["verdict"]["state"] == "no better than untrained"
 
@@ -333,7 +347,7 @@ def test_odd_images_are_judged_in_their_own_geometry(settings: Make, data: Datas
     assert data.test is not None
     odd = replace(data, train=replace(data.train, aspect=aspect), test=replace(data.test, aspect=aspect[:16]))
     loop = run(settings(epochs=1, image_size=8), odd, tmp_path)
-    result = Judge(loop.setup, loop.folder).finish()
+    result = judge(loop.setup, loop.folder, loop.validation, {})
     assert result["linear"] is not None
     assert loop.folder.read_pictures()["views"].shape == (8, 3, 3, 8, 8)
 

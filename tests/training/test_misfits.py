@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tailfin import cli, commands
+from tailfin import cli
+from tailfin.commands import pretrain
+from tailfin.measuring.advice import Advice, PartAdvice
 from tailfin.momentum.placement import Placement
+from tailfin.run.config import Config
 from tailfin.training import misfits
-from tailfin.training.advice import Advice, PartAdvice
-from tailfin.training.config import Config
 from tailfin.training.misfits import Misfit, part_names
 
 NAMES = part_names("resnet10w2", 32)
@@ -36,7 +37,7 @@ def test_the_setting_is_named(config: Config, key: str, message: str) -> None:
 def test_through_goes_with_auto_whatever_the_method_was_published_with(method: str) -> None:
     auto = Config(momentum="auto", through=True, method=method)
     misfits.find(auto, image_size=32)
-    commands.check(auto)
+    pretrain.check(auto)
 
 
 def test_through_goes_with_every_tail_but_all() -> None:
@@ -51,7 +52,7 @@ def test_auto_that_chooses_all_under_through_is_one_line_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = [PartAdvice(name, 0.1, None, 0.5, 0.5) for name in NAMES]
-    monkeypatch.setattr(commands, "advise", lambda *_: Advice("all", 1.0, "Why.", parts, 10))
+    monkeypatch.setattr(pretrain, "advise", lambda *_: Advice("all", 1.0, "Why.", parts, 10))
     words = "pretrain --momentum auto --through --backbone resnet10w2 --limit 60 --batch-size 8".split()
     with pytest.raises(SystemExit) as stop:
         cli.main([*words, "--device", "cpu", "--out", str(tmp_path / "run")])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from tailfin.run.config import OptimizerName
 from tailfin.training import optimizers
-from tailfin.training.config import OptimizerName
 
 
 def model() -> nn.Sequential:

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tailfin import methods
+from tailfin.compute.device import Execution
 from tailfin.data.types import Dataset
+from tailfin.run.config import Config
 from tailfin.stability import GradientMonitor
-from tailfin.training.config import Config
-from tailfin.training.device import Execution
 from tailfin.training.feed import Batch
 from tailfin.training.setup import prepare
-from tailfin.training.step import Step
 
 # DeepCluster v2 checks the places of a batch, which lie on the host: without values the check cannot be made.
 ON_THE_DEVICE = [name for name in methods.names() if name != "deepclusterv2"]
@@ -30,7 +29,7 @@ def steps_without_values(config: Config, data: Dataset, monitored: bool = False)
         count = config.batch_size // config.accumulate
         views = [torch.empty(count, 3, setup.augment.size, setup.augment.size) for _ in range(2)]
         setup = replace(setup, augment=lambda *_: list(views), execution=execution)  # type: ignore[arg-type]
-        step = Step(setup)
+        step = setup.step()
         monitor = GradientMonitor(setup.encoder.online_parts()) if monitored else None
         images = torch.empty(config.batch_size, 3, 12, 12, dtype=torch.uint8)
         for number in range(2):
@@ -55,7 +54,7 @@ def test_micro_batches_count_as_parts_of_one_batch(settings: Callable[..., Confi
         setup = prepare(config, data)
         views = [torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(n)) for n in range(2)]
         setup = replace(setup, augment=lambda *_, views=views: list(views))  # type: ignore[arg-type]
-        step = Step(setup)
+        step = setup.step()
         step(Batch(data.train.images[: 4 * copies], torch.arange(4 * copies), None, 0.0), 0)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in setup.encoder.parameters()]))
     started = torch.cat([p.detach().flatten() for p in prepare(config, data).encoder.parameters()])

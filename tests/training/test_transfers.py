@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from tailfin import methods
 from tailfin.data.types import Dataset
 from tailfin.methods.base import Moment
-from tailfin.training.config import Config
+from tailfin.run.config import Config
 from tailfin.training.setup import prepare
 
 CUDA = torch.device("cuda", 0)

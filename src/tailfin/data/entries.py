@@ -15,9 +15,8 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tailfin import lock
 from tailfin.errors import UserError
-from tailfin.files import cannot_write, make_folder, size_on_disk, write_atomically
+from tailfin.files import cannot_write, lock, make_folder, size_on_disk, write_atomically
 
 LAYOUT: Final = 2
 """Raised when entries change, so that an old one is not found and not misread."""

@@ -4,20 +4,22 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tailfin.compute.device import find_device
 from tailfin.errors import UserError
 from tailfin.files import write_atomically
-from tailfin.study import compute, file, markdown, origins, plan, summary, table
-from tailfin.study.cells import Cell, Compute
-from tailfin.study.compute import Kept
-from tailfin.study.design import Design, Progress, Row
-from tailfin.study.runner import CellFolders, Outcome, Runner
-from tailfin.training.config import Config
-from tailfin.training.device import find_device
-from tailfin.training.versions import versions
+from tailfin.run.config import Config
+from tailfin.run.versions import versions
+from tailfin.study.execution import compute, plan
+from tailfin.study.execution.compute import Kept
+from tailfin.study.execution.runner import CellFolders, Outcome, Runner
+from tailfin.study.results import markdown, origins, summary, table
+from tailfin.study.spec import file
+from tailfin.study.spec.cells import Cell, Compute
+from tailfin.study.spec.design import Design, Progress, Row
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,26 @@ class Options:
         return shlex.join(words)
 
 
-def study(options: Options) -> int:
-    """`tailfin study`: returns the exit code."""
+Tell = Callable[[object], object]
+"""Takes what happens: lines of text, and a `Plan` where that is asked for."""
+
+
+def study(options: Options, tell: Tell = lambda _: None) -> int:
+    """Run what a study file asks for and is not there yet, and write the table and the report.
+
+    Returns:
+        The exit code of `tailfin study`.
+
+    Raises:
+        UserError: Anything wrong with the options, the file, the folder or the place of the images.
+    """
     began = time.monotonic()
     for name, value in (("--jobs", options.jobs), ("--seeds", options.seeds)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     if options.limit_minutes is not None and not options.limit_minutes > 0:
         raise UserError(f"--limit-minutes is {options.limit_minutes}; it must be above 0")
-    return Study(options).run(began)
+    return Study(options, tell).run(began)
 
 
 class Study:
@@ -92,13 +105,14 @@ class Study:
 
     Args:
         options: See `Options`.
+        tell: Takes what happens.
 
     Raises:
         UserError: Anything wrong with the file, the folder or the place of the images.
     """
 
-    def __init__(self, options: Options) -> None:
-        self.options, self.out = options, options.folder
+    def __init__(self, options: Options, tell: Tell) -> None:
+        self.options, self.out, self.tell = options, options.folder, tell
         self.file = file.read(options.file)
         self.folders = CellFolders(self.out)
         self.rows: dict[str, Row] = table.read(self.out)
@@ -117,7 +131,7 @@ class Study:
     def run(self, began: float) -> int:
         """Run what is not finished, write the table and the report; returns the exit code."""
         for note in self.design.notes:
-            print(note)
+            self.tell(note)
         fixed = all(c.precision and c.memory_format for c in self.design.variants)
         outcome = Outcome()
         if not fixed or self._pending(outcome):
@@ -125,7 +139,7 @@ class Study:
             self._identify()
             first = replace(self.design.variants[0], data=self._location(self.design.variants[0]))
             device = self.kept.compute.device
-            self.kept = compute.settle(self.kept, first, device=device, jobs=self.options.jobs)
+            self.kept = compute.settle(self.kept, first, device=device, jobs=self.options.jobs, say=self.tell)
             self.design = Design(self.file, self.kept.compute, self.options.seeds)
         found = self._collect()
         self.rows |= found
@@ -133,7 +147,8 @@ class Study:
         jobs = self.options.jobs or compute.usual_jobs(self.kept.compute.device, self.kept.memory)
         if self.options.plan:
             progress = self.design.progress(self.rows)
-            plan.show(progress, self.rows, self.folders, self.locate, jobs, self.kept.compute)
+            on = self.kept.compute
+            self.tell(plan.plan(progress, self.rows, self.folders, self.locate, jobs, on, self.tell))
             return 0
         self.folders.make()
         self.kept.write(self.out)
@@ -141,14 +156,13 @@ class Study:
             self.rows = table.add(self.out, found)
         if pending := self._pending(outcome):
             done = len(self._progress(outcome).cells) - len(pending)
-            print(
+            self.tell(
                 f"{self.out}: {len(pending)} cells to do, {done} done; {jobs} side by side on "
-                f"{self.kept.compute.device}, {self.kept.compute.precision}, {self.kept.compute.memory_format}",
-                flush=True,
+                f"{self.kept.compute.device}, {self.kept.compute.precision}, {self.kept.compute.memory_format}"
             )
             minutes = self.options.limit_minutes
             deadline = None if minutes is None else began + 60 * minutes
-            runner = Runner(self.folders, self.locate, self._slots(jobs), deadline, _say)
+            runner = Runner(self.folders, self.locate, self._slots(jobs), deadline, self.tell)
             outcome = runner.run(lambda: self._pending(runner.outcome), self._finished)
         self._report(outcome)
         return self._end(outcome)
@@ -159,7 +173,7 @@ class Study:
         done = [self.rows[cell.fingerprint] for cell in known if cell.fingerprint in self.rows]
         words = origins.other_than(versions(), done) if len(done) < len(known) else None
         if words:
-            _say(words)
+            self.tell(words)
 
     @staticmethod
     def _begun_elsewhere(folders: Sequence[Path]) -> Kept | None:
@@ -251,7 +265,7 @@ class Study:
         judged = " ".join(
             f"{name} {row[name]:.1f} %" for name in ("knn", "linear") if row.get(name) is not None
         )
-        _say(f"done    {cell.folder}: {judged or 'not judged'}, {row['state']}")
+        self.tell(f"done    {cell.folder}: {judged or 'not judged'}, {row['state']}")
 
     def _report(self, outcome: Outcome) -> None:
         from tailfin.report import study_page
@@ -262,20 +276,20 @@ class Study:
         write_atomically(self.out / "report.html", study_page.render(content).encode())
         write_atomically(self.out / "report.md", markdown.render(content).encode())
         for problem in progress.problems:
-            _say(problem)
+            self.tell(problem)
         for claim in content.claims:
-            _say(f"{claim.id} {claim.state}: {claim.words}")
-        _say(f"report: {self.out / 'report.html'}")
+            self.tell(f"{claim.id} {claim.state}: {claim.words}")
+        self.tell(f"report: {self.out / 'report.html'}")
 
     def _end(self, outcome: Outcome) -> int:
         left = len(self._pending(outcome))
         if outcome.stopped is not None:
-            _say(f"stopped with {left} cells to do; go on with: {self.options.command}")
+            self.tell(f"stopped with {left} cells to do; go on with: {self.options.command}")
             return 128 + outcome.stopped
         if outcome.timed_out and left:
-            _say(f"the time is up with {left} cells to do; go on with: {self.options.command}")
+            self.tell(f"the time is up with {left} cells to do; go on with: {self.options.command}")
         for failure in outcome.failures.values():
-            _say(f"failed: {failure.cell.name}: {failure.reason}; log: {failure.log}")
+            self.tell(f"failed: {failure.cell.name}: {failure.reason}; log: {failure.log}")
         return 1 if outcome.failures or self._progress(outcome).problems else 0
 
 
@@ -286,7 +300,3 @@ def _kept_by(rows: dict[str, Row]) -> Kept | None:
             settings = row["settings"]
             return Kept(Compute(settings["device"], settings["precision"], settings["memory_format"]))
     return None
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tailfin.data.types import ImageSet
-from tailfin.training.seeds import generator
+from tailfin.run.seeds import generator
 from tailfin.views.transfer import send
 
 Place = Literal["device", "host"]
@@ -33,6 +33,14 @@ class Batch:
     index: Tensor
     aspect: Tensor | None
     waited: float
+
+    def cut(self, count: int) -> Iterator["Batch"]:
+        """`count` micro-batches of equal size."""
+        size = len(self.index) // count
+        for start in range(0, count * size, size):
+            rows = slice(start, start + size)
+            aspect = None if self.aspect is None else self.aspect[rows]
+            yield Batch(self.images[rows], self.index[rows], aspect, self.waited)
 
 
 def order(count: int, seed: int, epoch: int) -> Tensor:

@@ -7,8 +7,8 @@ from functools import lru_cache
 from tailfin import backbones, methods
 from tailfin.errors import UserError
 from tailfin.momentum.placement import PROJECTOR, Placement
-from tailfin.training.config import Config
-from tailfin.training.setup import make_method
+from tailfin.run.config import Config
+from tailfin.training.model import make_method
 from tailfin.views import recipes
 
 AUTO = "auto"

@@ -2,12 +2,58 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from tailfin.training.config import OptimizerName
+from tailfin.methods.base import Method
+from tailfin.run.config import Config, OptimizerName
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each step of a run, see `learning_rate`.
+
+    Attributes:
+        peak: The highest rate; that of a batch of 256 scales with the batch.
+        warmup: Steps of the linear warm-up.
+        total: Steps of the run.
+    """
+
+    peak: float
+    warmup: int
+    total: int
+
+    @classmethod
+    def of(cls, config: Config, steps_per_epoch: int) -> "Schedule":
+        """That of a run's settings, of which nothing is left open."""
+        return cls(
+            cast(float, config.lr) * config.batch_size / 256,
+            round(cast(float, config.warmup_epochs) * steps_per_epoch),
+            steps_per_epoch * config.epochs,
+        )
+
+    def __call__(self, step: int) -> float:
+        """The rate of step number `step`, counted from 0."""
+        return learning_rate(step, peak=self.peak, warmup=self.warmup, total=self.total)
+
+
+def of(config: Config, encoder: nn.Module, method: Method, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of a run's settings, of which nothing is left open; the method's recipe says the rest."""
+    recipe = method.recipe_at(cast(int, config.image_size))
+    published = config.optimizer == recipe.optimizer
+    return build(
+        cast(OptimizerName, config.optimizer),
+        (encoder, method),
+        lr=lr,
+        weight_decay=cast(float, config.weight_decay),
+        momentum=recipe.momentum,
+        trust_coefficient=recipe.trust_coefficient if published else None,
+        clip=recipe.clip and published,
+        fixed=method.fixed_rate(),
+    )
 
 
 def build(

@@ -2,45 +2,41 @@
 
 import copy
 import math
-import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from inspect import Parameter, signature
 from itertools import cycle, islice
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
-from tailfin import backbones, methods
+from tailfin import methods
+from tailfin.compute import trials
+from tailfin.compute.device import Execution, find_device, search_kernels
 from tailfin.data.load import load
-from tailfin.data.store import SMALL_SIDE
-from tailfin.data.types import Dataset, ImageSet
-from tailfin.errors import UserError, unknown
+from tailfin.data.types import Dataset
+from tailfin.errors import UserError
 from tailfin.files import cache_folder
 from tailfin.methods.base import Method, Moment
-from tailfin.momentum import Decay, MomentumEncoder
-from tailfin.momentum.placement import PROJECTOR, Placement
-from tailfin.training import config as settings
-from tailfin.training import progress, trials
-from tailfin.training.config import Config
-from tailfin.training.device import Execution, find_device, search_kernels
+from tailfin.momentum import MomentumEncoder
+from tailfin.run.config import Config
+from tailfin.stability import GradientMonitor, Probe
+from tailfin.training import optimizers
 from tailfin.training.feed import Feed, Place, place_for
-from tailfin.training.seeds import derive
+from tailfin.training.model import build
+from tailfin.training.monitors import probe_of
+from tailfin.training.resolve import resolved, usual_size
+from tailfin.training.step import Step
 from tailfin.views import recipes
 from tailfin.views.augment import Augment
 from tailfin.views.recipes import ViewRecipe
-
-WITHOUT_BATCH_NORM: tuple[settings.OptimizerName, float, float] = ("adamw", 1.5e-4, 0.1)
-"""Optimizer, learning rate at batch 256 and weight decay of backbones such as ViT and ConvNeXt, whatever the method:
-MoCo v3's for ViT (arXiv 2104.02057, section 5). The methods' rows are for ResNets; on ViT LARS collapses."""
-
 
 TIMED_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run ready to go.
+    """A run ready to go; what takes part in it is handed the pieces that it needs.
 
     Attributes:
         config: Settings with nothing left open but what means "no limit".
@@ -82,20 +78,72 @@ class Setup:
             place=self.images_on,
         )
 
+    def step(self, phase: Callable[[str], AbstractContextManager[object]] = nullcontext) -> Step:
+        """What takes the run's steps, with an optimizer of its own that starts anew.
 
-def load_data(config: Config, device: torch.device) -> Dataset:
-    """The images that `config` names."""
+        Args:
+            phase: See `Step`.
+        """
+        config = self.config
+        schedule = optimizers.Schedule.of(config, self.steps_per_epoch)
+        return Step(
+            self.encoder,
+            self.method,
+            augment=self.augment,
+            local=self.local,
+            execution=self.execution,
+            optimizer=optimizers.of(config, self.encoder, self.method, schedule.peak),
+            schedule=schedule,
+            config=config,
+            steps_per_epoch=self.steps_per_epoch,
+            labels=self.data.train.labels,
+            phase=phase,
+        )
+
+    def gradient_monitor(self) -> GradientMonitor:
+        """What hears the gradient at each part's output from now on."""
+        return GradientMonitor(self.encoder.online_parts())
+
+    def probe(self) -> Probe:
+        """What looks at a fixed batch, see `probe_of`."""
+        return probe_of(
+            self.encoder,
+            self.method,
+            augment=self.augment,
+            execution=self.execution,
+            images=self.data.train,
+            seed=self.config.seed,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
+
+def load_data(
+    config: Config,
+    device: torch.device,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Dataset:
+    """The images that `config` names.
+
+    Args:
+        config: The run's settings.
+        device: Where it trains, which decides about the size where nothing else does.
+        progress: Told how many of how many images are decoded.
+        say: Told what was met on the way.
+    """
     return load(
         config.data,
-        image_size=config.image_size or _usual_size(device),
+        image_size=config.image_size or usual_size(device),
         limit=config.limit,
         seed=config.seed,
         tolerate=config.tolerate,
         follow_links=config.follow_links,
         cache=cache_folder(config.cache),
         workers=config.workers,
-        progress=progress.decoding(),
-        say=progress.note,
+        progress=progress,
+        say=say,
     )
 
 
@@ -196,133 +244,9 @@ def _check_local(
             raise UserError(f"--local-views does not go with --method {config.method}: {error}") from None
 
 
-def build(
-    config: Config, method_type: type[Method], channels: int, images: int, total_steps: int
-) -> tuple[MomentumEncoder, Method]:
-    """The encoder and the method with initial weights that follow from the seed alone.
-
-    Args:
-        config: Resolved settings.
-        method_type: The class of `config.method`.
-        channels: Of the images.
-        images: Size of the training set.
-        total_steps: Length of the decay's schedule.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, "weights"))
-        size = cast(int, config.image_size)
-        parts = backbones.create_parts(cast(str, config.backbone), image_size=size, channels=channels)
-        features = backbones.feature_width(parts, image_size=size, channels=channels)
-        method = make_method(method_type, config, features=features, images=images)
-        projector = method.projector(features)
-    placement = Placement.parse(config.momentum, (*parts.names, PROJECTOR))
-    if placement.shares_gradient and method.stop_gradient:
-        # Without momentum, a method whose target never had a gradient is itself with decay 0.
-        placement = Placement.parse("stopgrad", placement.names)
-    if config.gap and not placement.placed:
-        raise UserError(
-            f"--gap is {config.gap:g}, but under --momentum {placement.text} both branches are the same"
-        )
-    decay = Decay(cast(float, config.decay), config.decay_end, max(1, total_steps))
-    encoder = MomentumEncoder(
-        parts,
-        projector=projector,
-        placement=placement,
-        decay=decay,
-        buffers=config.buffers,
-        through=config.through,
-    )
-    return encoder, method
-
-
-def fingerprint(images: ImageSet) -> str:
-    """Tells one training set from another: shape, and a checksum of 256 images spread over it."""
-    step = max(1, len(images) // 256)
-    content = images.images[::step][:256].contiguous().numpy().tobytes()
-    return f"{'x'.join(map(str, images.images.shape))}-{zlib.crc32(content):08x}"
-
-
-def resolved(config: Config, method_type: type[Method], images: ImageSet, device: torch.device) -> Config:
-    """The settings with what was left open chosen for these images and this device, but precision and memory format.
-
-    Raises:
-        UserError: An optimizer that is not the usual one without a learning rate.
-    """
-    height, width = images.images.shape[-2:]
-    own = images.aspect is None and max(height, width) <= SMALL_SIDE
-    size = config.image_size or (min(height, width) if own else _usual_size(device))
-    recipe = method_type.recipe_at(size)
-    decay = recipe.decay if config.decay is None else config.decay
-    published_end = recipe.decay_end if config.decay is None else decay
-    warmup = min(recipe.warmup_epochs, config.epochs / 10)
-    backbone = config.backbone or ("resnet18" if device.type == "cuda" else backbones.NARROW)
-    usual: tuple[settings.OptimizerName, float, float] = (recipe.optimizer, recipe.lr, recipe.weight_decay)
-    if not backbones.normalises_batches(backbone, size):
-        usual = WITHOUT_BATCH_NORM
-    if config.lr is None and config.optimizer not in (None, usual[0]):
-        raise UserError(
-            f"--optimizer {config.optimizer} is not the usual one here ({usual[0]}), whose learning rate does not "
-            "fit it: give --lr"
-        )
-    return replace(
-        config,
-        data=str(Path(config.data).expanduser().resolve()) if Path(config.data).exists() else config.data,
-        momentum=recipe.placement if config.momentum == "published" else config.momentum,
-        decay=decay,
-        decay_end=published_end if config.decay_end is None else config.decay_end,
-        backbone=backbone,
-        image_size=size,
-        local_size=_local_size(size)
-        if config.local_views and config.local_size is None
-        else config.local_size,
-        optimizer=config.optimizer or usual[0],
-        lr=usual[1] if config.lr is None else config.lr,
-        weight_decay=usual[2] if config.weight_decay is None else config.weight_decay,
-        warmup_epochs=warmup if config.warmup_epochs is None else config.warmup_epochs,
-        device=str(device),
-    )
-
-
 def _half(count: int) -> int:
     """The largest power of two up to half of `count`, at least 2: batches should differ from each other."""
     return int(max(2, 2 ** int(math.log2(max(4, count) / 2))))
-
-
-def _local_size(size: int) -> int:
-    """Side of small crops beside views of `size` pixels: 96 beside 224 (arXiv 2006.09882), even."""
-    return max(8, round(size * 3 / 14) * 2)
-
-
-def _usual_size(device: torch.device) -> int:
-    """Side of the views, in pixels, of images that are not small and of one size."""
-    return 224 if device.type == "cuda" else 64
-
-
-def make_method(method_type: type[Method], config: Config, *, features: int, images: int) -> Method:
-    """The method with its options, for a backbone and a training set of these sizes.
-
-    Raises:
-        UserError: An option that the method lacks, or a value that it cannot take.
-    """
-    options: dict[str, Any] = {**method_type.defaults(features, images, config.image_size or 32)}
-    for name, value in options.items():
-        if value is Parameter.empty:
-            raise UserError(f"--method {config.method}: {name} of its constructor needs a default")
-    for name, value in config.method_options.items():
-        if name not in options:
-            raise unknown("method option", name, options, where=f"--method-options of {config.method}")
-        kind = type(options[name])
-        if kind is int and not float(value).is_integer():
-            raise UserError(f"--method-options {name} is {value}; it must be a whole number")
-        options[name] = kind(value)
-    try:
-        signature(method_type).bind(**options)
-    except TypeError as error:  # of a user's own method: its constructor takes other arguments
-        raise UserError(f"--method {config.method} cannot be made: {error}") from None
-    try:
-        return method_type(**options)
-    except ValueError as error:
-        raise UserError(f"--method-options of {config.method}: {error}") from None
 
 
 def _views(name: str, config: Config) -> tuple[ViewRecipe, ...]:

@@ -2,85 +2,77 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
 
 import torch
 from torch import Tensor
 
+from tailfin.compute.device import Execution
 from tailfin.errors import UserError
-from tailfin.methods.base import Moment
+from tailfin.methods.base import Method, Moment
 from tailfin.methods.gap import gap_loss
-from tailfin.training import config as settings
-from tailfin.training import optimizers
+from tailfin.momentum import MomentumEncoder
+from tailfin.run.config import Config
+from tailfin.run.seeds import derive, generator
 from tailfin.training.feed import Batch
-from tailfin.training.seeds import derive, generator
-from tailfin.training.setup import Setup
+from tailfin.training.optimizers import Schedule, set_learning_rate
+from tailfin.views.augment import Augment
 
 
 class Step:
-    """Trains a `Setup`; calling it takes one step and gives the loss, without waiting for the device.
+    """Takes steps; each gives its loss, without waiting for the device.
 
     Args:
-        setup: What to train.
-        phase: Opens a context around each phase of a step, given its name; what measures them passes its own.
-
-    Attributes:
+        encoder: Both branches; put into training mode, as is the method.
+        method: Loss and heads.
+        augment, local: The views, and the small crops of multi-crop (None for none).
+        execution: Device, precision, memory format.
         optimizer: Over the online branch and the method's heads.
+        schedule: Its learning rate.
+        config: The run's settings, nothing left open; what is read are seed, batch_size, accumulate, gap, clip_grad
+            and the method's name.
+        steps_per_epoch: Optimizer steps an epoch.
+        labels: Of the training images, int64 [images], for the methods that need them; or None.
+        phase: Opens a context around each phase of a step, given its name; what measures them passes its own.
     """
 
     def __init__(
-        self, setup: Setup, phase: Callable[[str], AbstractContextManager[object]] = nullcontext
+        self,
+        encoder: MomentumEncoder,
+        method: Method,
+        *,
+        augment: Augment,
+        local: Augment | None,
+        execution: Execution,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        config: Config,
+        steps_per_epoch: int,
+        labels: Tensor | None,
+        phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        config = setup.config
-        recipe = setup.method.recipe_at(cast(int, config.image_size))
-        self.setup, self.phase = setup, phase
-        published = config.optimizer == recipe.optimizer
-        self.peak = cast(float, config.lr) * config.batch_size / 256
-        self.optimizer = optimizers.build(
-            cast(settings.OptimizerName, config.optimizer),
-            (setup.encoder, setup.method),
-            lr=self.peak,
-            weight_decay=cast(float, config.weight_decay),
-            momentum=recipe.momentum,
-            trust_coefficient=recipe.trust_coefficient if published else None,
-            clip=recipe.clip and published,
-            fixed=setup.method.fixed_rate(),
-        )
-        self.warmup = round(cast(float, config.warmup_epochs) * setup.steps_per_epoch)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        setup.encoder.train()
-        setup.method.train()
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of step number `step`, counted from 0."""
-        return optimizers.learning_rate(
-            step, peak=self.peak, warmup=self.warmup, total=self.setup.total_steps
-        )
+        self.encoder, self.method = encoder.train(), method.train()
+        self.augment, self.local, self.execution = augment, local, execution
+        self.optimizer, self.schedule, self.config = optimizer, schedule, config
+        self.steps_per_epoch, self.labels, self.phase = steps_per_epoch, labels, phase
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
-        """Take step number `step` on `batch`; returns the mean loss of its micro-batches, a detached scalar."""
-        setup, config, phase = self.setup, self.setup.config, self.phase
+        """Take step number `step`, counted from 0; returns the mean loss of its micro-batches, a detached scalar."""
+        config, phase = self.config, self.phase
         # Dropout draws from torch's own generator: seeding it each step leaves no state to keep.
         torch.manual_seed(derive(config.seed, "step", step))
         draws = generator(config.seed, "views", step)
-        optimizers.set_learning_rate(self.optimizer, self.learning_rate(step))
+        set_learning_rate(self.optimizer, self.schedule(step))
         losses = []
-        micro = config.batch_size // config.accumulate
-        for start in range(0, config.batch_size, micro):
-            part = slice(start, start + micro)
-            aspect = None if batch.aspect is None else batch.aspect[part]
+        for micro in batch.cut(config.accumulate):
             with phase("views"):
-                views = setup.augment(batch.images[part], draws, aspect)
-                count = len(views)
-                if setup.local is not None:
-                    views += setup.local(batch.images[part], draws, aspect)
-                views = [setup.execution.images(view) for view in views]
-            setup.method.begin(self._moment(step, batch.index[part]))
-            with setup.execution.autocast():
+                views, shared = self._views(micro, draws)
+            self.method.begin(self._moment(step, micro.index))
+            with self.execution.autocast():
                 with phase("forward"):
-                    online, target = setup.encoder(views, count)
+                    online, target = self.encoder(views, shared)
                 with phase("loss"):
-                    loss = _checked(setup.method.loss(online, target), config.method)
+                    loss = _checked(self.method.loss(online, target), config.method)
                     if config.gap:
                         loss = loss + config.gap * gap_loss(online, target)
             with phase("backward"):
@@ -92,15 +84,21 @@ class Step:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         with phase("momentum"):
-            setup.encoder.update()
-            setup.method.after_step()
+            self.encoder.update()
+            self.method.after_step()
         return torch.stack(losses).mean()
 
+    def _views(self, batch: Batch, draws: torch.Generator) -> tuple[list[Tensor], int]:
+        """All views of a batch, and how many of them, the first ones, the target branch sees too."""
+        views = self.augment(batch.images, draws, batch.aspect)
+        shared = len(views)
+        if self.local is not None:
+            views += self.local(batch.images, draws, batch.aspect)
+        return [self.execution.images(view) for view in views], shared
+
     def _moment(self, step: int, index: Tensor) -> Moment:
-        labels, setup = self.setup.data.train.labels, self.setup
-        return Moment(
-            step, setup.total_steps, setup.steps_per_epoch, index, None if labels is None else labels[index]
-        )
+        labels = None if self.labels is None else self.labels[index]
+        return Moment(step, self.schedule.total, self.steps_per_epoch, index, labels)
 
 
 def _checked(loss: object, method: str) -> Tensor:
