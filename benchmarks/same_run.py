@@ -55,6 +55,7 @@ BY_TIME = {
     "images_per_second",
     "seconds",
     "measured",
+    "target_cost_measured",
     "data_wait",
     "versions",
     "minutes",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tailfin.data import shapes
+from tailfin.data.sources import shapes
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.run.config import Config
 

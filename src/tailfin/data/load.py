@@ -148,11 +148,11 @@ def _processors() -> int:
 def _list(spec: str, cache: Path, seed: int, follow_links: bool) -> Listing:
     """Finds the source that `spec` means; each is imported only when it is used."""
     if spec == "shapes":
-        from tailfin.data.shapes import list_shapes
+        from tailfin.data.sources.shapes import list_shapes
 
         return list_shapes(seed)
     if spec in NAMED:
-        from tailfin.data.named import list_named
+        from tailfin.data.sources.named import list_named
 
         return list_named(spec, cache / "downloads")
     try:
@@ -169,7 +169,7 @@ def _list(spec: str, cache: Path, seed: int, follow_links: bool) -> Listing:
 
 
 def _list_path(path: Path, follow_links: bool) -> Listing:
-    from tailfin.data import idx, parquet
+    from tailfin.data.sources import idx, parquet
 
     if path.is_file():
         if path.suffix == ".parquet":
@@ -185,7 +185,7 @@ def _list_path(path: Path, follow_links: bool) -> Listing:
         return parquet.list_parquet(path, follow_links=follow_links)
     if idx.find_files(path):
         return idx.list_idx(path, follow_links=follow_links)
-    from tailfin.data.folder import list_folder
+    from tailfin.data.sources.folder import list_folder
 
     return list_folder(path, follow_links=follow_links)
 

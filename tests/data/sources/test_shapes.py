@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-import tailfin.data.shapes as shapes
+import tailfin.data.sources.shapes as shapes
 from tailfin.data import load
 
 

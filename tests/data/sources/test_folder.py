@@ -11,7 +11,7 @@ from PIL import Image
 
 from tailfin import cli
 from tailfin.data import load
-from tailfin.data.folder import list_folder
+from tailfin.data.sources.folder import list_folder
 from tailfin.errors import UserError
 
 

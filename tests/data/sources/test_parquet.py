@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tailfin.data import channel_statistics, load
-from tailfin.data.parquet import list_parquet
+from tailfin.data.sources.parquet import list_parquet
 from tailfin.errors import UserError
 
 CIFAR = Path(__file__).resolve().parents[2].parent / "shared" / "datasets" / "cifar10"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import tailfin.data.named as named
+import tailfin.data.sources.named as named
 from tailfin.data import load
 from tailfin.errors import UserError
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailfin.data import load
-from tailfin.data.idx import list_idx
+from tailfin.data.sources.idx import list_idx
 from tailfin.errors import UserError
 
 
