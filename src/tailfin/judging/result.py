@@ -81,7 +81,7 @@ def judge(
         "verdict": asdict(_verdict(subject, data, answered, seen.signs, metrics, timing, validation, seed)),
         "fluctuation": {name: asdict(each) for name, each in seen.fluctuation.items()},
         "lags": {name: asdict(each) for name, each in seen.lags.items()},
-        "lidar": lidar(encoder, setup.augment, setup.execution, data.train, config.seed),
+        "lidar": _lidar(encoder, setup.augment, setup.execution, data.train, config.seed),
         "unjudged": unjudged,
         "placement": config.momentum,
         "momentum_parts": list(encoder.placement.placed),
@@ -119,7 +119,7 @@ def _untrained(setup: Setup, subject: Subject) -> Subject:
     return replace(subject, encoder=encoder)
 
 
-def lidar(
+def _lidar(
     encoder: MomentumEncoder, augment: Augment, execution: Execution, images: ImageSet, seed: int
 ) -> float | None:
     """LiDAR of the projections of some training images in their augmented views; None where it is not finite."""

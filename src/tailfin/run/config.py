@@ -43,6 +43,8 @@ class Config:
     buffers: Literal["batch", "ema", "copy"] = "batch"
     """BatchNorm of momentum parts: own batch statistics (batch), averaged ones in eval mode (ema, EMAN), or the
     online part's in eval mode (copy)."""
+    batch_norm: Literal["sync", "local"] = "sync"
+    """Where a run has several devices: BatchNorm over the whole batch (sync), or over each device's share (local)."""
     through: bool = False
     """Let gradients cross the momentum parts into the shared ones."""
     backbone: str | None = None

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from tailfin.compute.device import Execution
-from tailfin.errors import UserError
+from tailfin.compute.world import World
 from tailfin.methods.base import Method, Moment
-from tailfin.methods.gap import gap_loss
 from tailfin.momentum import MomentumEncoder
 from tailfin.run.config import Config
 from tailfin.run.seeds import derive, generator
 from tailfin.training.feed import Batch
+from tailfin.training.objective import Objective
 from tailfin.training.optimizers import Schedule, set_learning_rate
 from tailfin.views.augment import Augment
 
@@ -26,6 +26,7 @@ class Step:
         method: Loss and heads.
         augment, local: The views, and the small crops of multi-crop (None for none).
         execution: Device, precision, memory format.
+        world: The processes of the run.
         optimizer: Over the online branch and the method's heads.
         schedule: Its learning rate.
         config: The run's settings, nothing left open; what is read are seed, batch_size, accumulate, gap, clip_grad
@@ -43,6 +44,7 @@ class Step:
         augment: Augment,
         local: Augment | None,
         execution: Execution,
+        world: World,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         config: Config,
@@ -51,32 +53,35 @@ class Step:
         phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.encoder, self.method = encoder.train(), method.train()
-        self.augment, self.local, self.execution = augment, local, execution
+        self.augment, self.local, self.execution, self.world = augment, local, execution, world
         self.optimizer, self.schedule, self.config = optimizer, schedule, config
         self.steps_per_epoch, self.labels, self.phase = steps_per_epoch, labels, phase
+        self.objective = Objective(
+            encoder, method, world, gap=config.gap, name=config.method, phase=self._phase
+        )
+        # A method may leave its heads out for a while, as SwAV its prototypes.
+        self.loss_of = world.wrap(self.objective, idle=any(True for _ in method.parameters()))
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Take step number `step`, counted from 0; returns the mean loss of its micro-batches, a detached scalar."""
-        config, phase = self.config, self.phase
+        config, phase = self.config, self._phase
         # Dropout draws from torch's own generator: seeding it each step leaves no state to keep.
-        torch.manual_seed(derive(config.seed, "step", step))
+        self.objective.seed = derive(config.seed, "step", step)
+        torch.manual_seed(self.objective.seed + self.world.rank)
         draws = generator(config.seed, "views", step)
         set_learning_rate(self.optimizer, self.schedule(step))
-        losses = []
+        losses: list[Tensor] = []
         for micro in batch.cut(config.accumulate):
             with phase("views"):
                 views, shared = self._views(micro, draws)
             self.method.begin(self._moment(step, micro.index))
-            with self.execution.autocast():
-                with phase("forward"):
-                    online, target = self.encoder(views, shared)
-                with phase("loss"):
-                    loss = _checked(self.method.loss(online, target), config.method)
-                    if config.gap:
-                        loss = loss + config.gap * gap_loss(online, target)
-            with phase("backward"):
-                (loss / config.accumulate).backward()
+            more = len(losses) + 1 < config.accumulate
+            with self.world.alone(self.loss_of) if more else nullcontext():
+                with self.execution.autocast():
+                    loss = self.loss_of(views, shared)
+                with phase("backward"):
+                    (loss / config.accumulate).backward()
             losses.append(loss.detach())
         with phase("optimizer"):
             if config.clip_grad is not None:
@@ -88,30 +93,18 @@ class Step:
             self.method.after_step()
         return torch.stack(losses).mean()
 
+    def _phase(self, name: str) -> AbstractContextManager[object]:
+        return self.phase(name)
+
     def _views(self, batch: Batch, draws: torch.Generator) -> tuple[list[Tensor], int]:
-        """All views of a batch, and how many of them, the first ones, the target branch sees too."""
-        views = self.augment(batch.images, draws, batch.aspect)
+        """All views of this process's share, and how many, the first ones, the target branch sees too."""
+        share = (self.world.rank, self.world.size)
+        views = self.augment(batch.images, draws, batch.aspect, share)
         shared = len(views)
         if self.local is not None:
-            views += self.local(batch.images, draws, batch.aspect)
+            views += self.local(batch.images, draws, batch.aspect, share)
         return [self.execution.images(view) for view in views], shared
 
     def _moment(self, step: int, index: Tensor) -> Moment:
         labels = None if self.labels is None else self.labels[index]
         return Moment(step, self.schedule.total, self.steps_per_epoch, index, labels)
-
-
-def _checked(loss: object, method: str) -> Tensor:
-    """The loss of a method, which may be a user's own; its values stay on the device.
-
-    Raises:
-        UserError: It is no floating-point scalar, or nothing can be learnt from it.
-    """
-    wanted = f"--method {method}: loss must give a floating-point scalar"
-    if not isinstance(loss, Tensor):
-        raise UserError(f"{wanted}, got {type(loss).__name__}")
-    if loss.ndim or not loss.is_floating_point():
-        raise UserError(f"{wanted}, got {loss.dtype} of shape {list(loss.shape)}")
-    if not loss.requires_grad:
-        raise UserError(f"--method {method}: no gradient comes from loss; it must be computed from online")
-    return loss
