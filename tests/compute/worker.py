@@ -28,7 +28,7 @@ COMMON: dict[str, Any] = {
     "method_options": {"hidden": 16.0, "out": 8.0},
     "monitors": "gradient",
 }
-STEEP = {"vicreg": 5e-5, "vibcreg": 5e-5}
+STEEP = {"vicreg": 5e-5, "vibcreg": 5e-5, "all4one": 5e-5}
 """Learning rates of losses that are steep at the start. In 20 steps at rates that learn, rounding of 1e-7 grows:
 at .02 to .07 (VIbCReg), at .005 to 2e-3 (MoCo v3)."""
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -169,13 +169,15 @@ def _list(spec: str, cache: Path, seed: int, follow_links: bool) -> Listing:
 
 
 def _list_path(path: Path, follow_links: bool) -> Listing:
-    from tailfin.data.sources import idx, parquet
+    from tailfin.data.sources import folder, idx, parquet
 
     if path.is_file():
         if path.suffix == ".parquet":
             return parquet.list_parquet(path)
         if idx.is_idx(path):
             return idx.list_idx(path)
+        if path.suffix.lower() in folder.SUFFIXES:
+            raise UserError(f"{path} is one image; name the folder that it is in: {path.parent}")
         raise UserError(
             f"{path}: neither a Parquet nor an IDX file; allowed: a folder of images, *.parquet, *-ubyte[.gz]"
         )

@@ -151,9 +151,10 @@ def _verdict(
 ) -> verdict.Verdict:
     images = data.train if data.test is None else data.test
     ours, theirs = (answered.get(name) for name in (BACKBONE, "untrained"))
-    chance = None
+    chance = missed = None
     if ours is not None and theirs is not None and (images.classes is None or len(images.classes) > 1):
         chance = mcnemar(ours.knn, theirs.knn), mcnemar(ours.linear, theirs.linear)
+        missed = int((~theirs.knn).sum()), int((~theirs.linear).sum())
     some = images.subset(random_subset(len(images), COLLAPSE_IMAGES, seed))
     projections = subject.features(some)[1]
     return verdict.judge(
@@ -163,6 +164,7 @@ def _verdict(
         trained=_both(ours),
         untrained=_both(theirs),
         chance=chance,
+        missed=missed,
         losses=[(row["step"], row["loss"]) for row in metrics if "loss" in row],
         timing=timing,
         signs=signs,

@@ -215,7 +215,13 @@ def read(path: Path) -> Config:
     Raises:
         UserError: The file is missing, is not TOML, is of another version, or holds an unknown key or a wrong value.
     """
+    if path.is_dir():
+        inside = path / "config.toml"
+        hint = f"; did you mean {inside}?" if inside.exists() else ""
+        raise UserError(f"{path} is a folder, not a file of settings{hint}")
     values, _ = read_toml(path)
+    if "tailfin_study" in values:
+        raise UserError(f"{path} is a study, not the settings of a run; run it by: tailfin study {path}")
     version = values.pop("tailfin_config", FORMAT)
     if version != FORMAT:
         raise UserError(
