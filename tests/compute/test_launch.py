@@ -16,6 +16,8 @@ from tailfin import cli
 from tailfin.compute import launch
 from tailfin.run import checkpoint
 
+from .test_several import start
+
 TINY = (
     "--batch-size 8 --epochs 3 --backbone resnet10w2 --image-size 16 --precision fp32 --memory-format contiguous "
     "--device cpu --knn-evaluations 1 --lr 0.05 --optimizer sgd --judge nothing"
@@ -156,3 +158,38 @@ def test_a_process_that_fails_is_named_and_the_others_are_ended(
     ):
         launch.launch(["pretrain"], 2)
     assert time.monotonic() - began < 120
+
+
+def test_nobody_at_the_first_processs_address_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tailfin: Run
+) -> None:
+    monkeypatch.setattr("tailfin.compute.world.FIRST_SECONDS", 0.5)
+    for name, value in (
+        ("WORLD_SIZE", "2"),
+        ("RANK", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+    code, _, error = tailfin("pretrain", *TINY)
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "process 1: no first process at 127.0.0.1:1, where MASTER_ADDR and MASTER_PORT say" in error
+
+
+DIFFERENT = """
+import os, sys
+from tailfin import cli
+words = sys.argv[1:]
+cli.main(words + (["--clip-grad", "7"] if os.environ["RANK"] == "1" else []))
+"""
+
+
+def test_processes_with_other_settings_are_found_before_the_first_step(photos: Path, tmp_path: Path) -> None:
+    words = ["pretrain", *TINY, "--data", str(photos), "--out", str(tmp_path / "run")]
+    processes = start(2, "-c", DIFFERENT, *words)
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "process 1 has other settings than the first one" in said[0]
+    assert said[1] == ""
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -40,21 +40,35 @@ class Gathered(Branch):
 
     Args:
         own: The branch of this process's share.
+        known: See `World.whole`.
     """
 
-    def __init__(self, own: Branch) -> None:
-        object.__setattr__(self, "own", own)
-
     own: Branch
+    known: Branch | None
+
+    def __init__(self, own: Branch, known: Branch | None = None) -> None:
+        object.__setattr__(self, "own", own)
+        object.__setattr__(self, "known", known)
 
     @cached_property
     def features(self) -> tuple[Tensor, ...]:
         """See `Branch`."""
+        if self.known is not None:
+            return _as(self.own.features, self.known.features)
         return tuple(_Gather.apply(each) for each in self.own.features)
 
     @cached_property
     def projections(self) -> tuple[Tensor, ...]:
         """See `Branch`."""
+        if self.known is not None:
+            return _as(self.own.projections, self.known.projections)
         if self.own.projections is self.own.features:
             return self.features
         return tuple(_Gather.apply(each) for each in self.own.projections)
+
+
+def _as(own: tuple[Tensor, ...], known: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The known tensors, with a gradient where the own ones have one."""
+    return tuple(
+        other if each.requires_grad else other.detach() for each, other in zip(own, known, strict=False)
+    )

@@ -66,8 +66,13 @@ class World:
         """A context in which the gradients of a wrapped objective stay with each process: more are to come."""
         return nullcontext()
 
-    def whole(self, branch: Branch) -> Branch:
-        """The branch of the whole batch, given that of this process's share."""
+    def whole(self, branch: Branch, known: Branch | None = None) -> Branch:
+        """The branch of the whole batch, given that of this process's share.
+
+        Args:
+            branch: Of this process's share.
+            known: A branch of the whole batch with the same values, and perhaps more views; nothing is sent then.
+        """
         return branch
 
     def mean(self, values: Tensor) -> Tensor:
@@ -147,11 +152,11 @@ class Several(World):
         """See `World`."""
         return cast(AbstractContextManager[object], wrapped.no_sync())  # type: ignore[operator]
 
-    def whole(self, branch: Branch) -> Branch:
+    def whole(self, branch: Branch, known: Branch | None = None) -> Branch:
         """See `World`; what a method does not look at is never sent."""
         from tailfin.compute.gather import Gathered
 
-        return Gathered(branch)
+        return Gathered(branch, known)
 
     def mean(self, values: Tensor) -> Tensor:
         """See `World`."""
@@ -205,7 +210,7 @@ class Several(World):
             dist.destroy_process_group()
 
 
-def _find_first(seconds: float = FIRST_SECONDS) -> None:
+def _find_first() -> None:
     """Find that nobody answers where the first process should be; torch would wait for it half an hour.
 
     Raises:
@@ -214,7 +219,7 @@ def _find_first(seconds: float = FIRST_SECONDS) -> None:
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if os.environ.get("RANK") == "0" or not host or not port.isdigit():
         return
-    end, reason = time.monotonic() + seconds, "no answer"
+    end, reason = time.monotonic() + FIRST_SECONDS, "no answer"
     while time.monotonic() < end:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
@@ -224,7 +229,7 @@ def _find_first(seconds: float = FIRST_SECONDS) -> None:
             time.sleep(0.2)
     where = f"{host}:{port}, where MASTER_ADDR and MASTER_PORT say"
     raise OfProcess(
-        f"process {os.environ.get('RANK')}: no first process at {where}, within {seconds:.0f} s ({reason})"
+        f"process {os.environ.get('RANK')}: no first process at {where}, within {FIRST_SECONDS:.0f} s ({reason})"
     )
 
 

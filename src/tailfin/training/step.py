@@ -154,9 +154,9 @@ class Objective(nn.Module):
             if self.world.size > 1:
                 # Dropout has drawn for this process's share; what the loss draws is for the whole batch.
                 torch.manual_seed(self.seed)
-                both = target is online
+                both, alike = target is online, not self.encoder.placement.placed
                 online = self.world.whole(online)
-                target = online if both else self.world.whole(target)
+                target = online if both else self.world.whole(target, online if alike else None)
             loss = _checked(self.method.loss(online, target), self.name)
             if self.gap:
                 loss = loss + self.gap * gap_loss(online, target)
