@@ -1,0 +1,339 @@
+"""Tar shards in WebDataset's layout, or plain tars of images and class folders, read at random by offset."""
+
+import json
+import re
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tailfin.data.source import (
+    Blob,
+    Encoded,
+    Listing,
+    Unreadable,
+    by_split,
+    enumerate_classes,
+    files_below,
+    fingerprint,
+    refuse_links,
+)
+from tailfin.data.sources.folder import SUFFIXES, TESTS
+from tailfin.data.sources.manifest import check_shards, missing_numbers, read_manifest
+from tailfin.errors import UserError, printable, unknown
+from tailfin.files.tar import Archive, Member, opened
+
+COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip")
+_MOST_JSON: Final = 2**20
+_MOST_CLS: Final = 64
+_MOST_IMAGE: Final = 2**30
+"""Bytes of one encoded image, which is read whole."""
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Every tar file in a folder or up to two folders below it, hidden ones left out, sorted by path."""
+    return files_below(folder, ".tar")
+
+
+def list_tar(path: Path, *, follow_links: bool = False) -> Listing:
+    """The images of one tar file, or of a folder of them, in the archives' order.
+
+    Members that share folder and name up to the first dot are one sample: its label is the whole number in its
+    `.cls`, or else `label` in its `.json`, a number or a name. Where no training image has one, folders inside
+    are classes, as `list_folder` has them. A file's split is told by its name or its folder's, as for Parquet; a
+    single file, or a folder of files that tell none, may have `train` and `test` folders inside. Class names
+    are taken from a `shards.json` of `tailfin pack` beside the files. Hidden members, links, and members whose
+    names lead outside are passed over.
+
+    Raises:
+        UserError: A file is damaged, cut short, compressed, or a link out of the folder (unless `follow_links`);
+            a shard is missing that `shards.json` tells of; there is no image; the test split has a class that
+            the training split lacks.
+    """
+    files = [path] if path.is_file() else find_files(path)
+    home = path.parent if path.is_file() else path
+    splits = ([path], []) if path.is_file() else by_split(files, path, "train-*.tar")
+    if path.is_dir() and not follow_links:
+        refuse_links(files, path)
+    manifest = read_manifest(home)
+    if manifest is not None:
+        check_shards(manifest, files, home, whole=path.is_dir() and manifest.complete)
+    images = _Images()
+    parts = [images.add(some) for some in (splits[0], *splits[1])]
+    train, tests = (parts[0], parts[1:]) if parts[1:] else images.split_by_folder()
+    if not len(train):
+        raise UserError(
+            f"{path}: no images in {len(files)} tar file{'s' if len(files) > 1 else ''}; looked for the suffixes "
+            f"{' '.join(SUFFIXES)}"
+        )
+    codes_of, values = images.judge(train)
+    codes = codes_of(train)
+    test, more = _choose_test([part for part in tests if len(part)], None if codes is None else codes_of)
+    labels, classes = None, None
+    if codes is not None:
+        if not images.has_labels and (stray := set(more.tolist()) - set(codes.tolist())):
+            known = sorted({str(values[code]) for code in codes.tolist()})
+            raise unknown("class folder", str(values[min(stray)]), known, str(path))
+        ours = manifest is not None and (
+            path.is_dir() or path.name in {each.name for each in manifest.shards}
+        )
+        names = manifest.classes if manifest is not None and ours else None
+        labels, classes = _classes(np.concatenate([codes, more]), values, names, path)
+    notes = (*images.notes, *(missing_numbers(files) if manifest is None else ()))
+    if manifest is not None and not manifest.complete:
+        notes = (*notes, f"{home}: tailfin pack has not finished here; what it has packed is read")
+    name = path.stem if path.is_file() else path.resolve().name
+    kept = np.concatenate([train, test])
+    of_test = torch.arange(len(kept)) >= len(train)
+    return Listing(name, images.encoded(kept, home), labels, classes, of_test, notes)
+
+
+_CodesOf = Callable[[NDArray[np.int64]], NDArray[np.int64] | None]
+"""From the indices of some images to their labels' codes, -1 for none; None where none of them has one."""
+
+
+def _choose_test(
+    candidates: Sequence[NDArray[np.int64]], codes_of: _CodesOf | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The images of the test split and their labels' codes: the first candidate that has labels to judge with."""
+    none = np.empty(0, dtype=np.int64)
+    if codes_of is None:
+        return (candidates[0] if candidates else none), none
+    for candidate in candidates:
+        if (codes := codes_of(candidate)) is not None:
+            return candidate, codes
+    return none, none
+
+
+class _Images:
+    """The images of several archives: where their bytes lie, their labels, folders and names; 32 bytes each beyond
+    the name.
+
+    Attributes:
+        has_labels: Whether a sample told a label.
+        notes: What a user should know, a line each.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[Path] = []
+        self._statuses: list[tuple[int, int]] = []
+        self._names: list[str] = []
+        self._offsets, self._sizes, self._codes = array("q"), array("q"), array("q")
+        self._shards, self._folders = array("i"), array("i")
+        self._values: dict[int | str, int] = {}
+        self._folder_codes: dict[str, int] = {}
+        self._doubts: list[str] = []
+        self._passed = {"links": 0, "members with names that lead outside": 0}
+        self._several, self._wrong = 0, list[str]()
+
+    @property
+    def has_labels(self) -> bool:
+        return bool(self._values)
+
+    @property
+    def notes(self) -> list[str]:
+        found = [f"{count} {what} were passed over" for what, count in self._passed.items() if count]
+        if self._several:
+            found.append(f"{self._several} samples hold more than one image; each is taken")
+        if self._wrong:
+            found.append(f"{len(self._wrong)} labels cannot be read, such as {self._wrong[0]}")
+        return self._doubts + found
+
+    def add(self, files: Sequence[Path]) -> NDArray[np.int64]:
+        """Read the headers of some archives; returns the indices of their images."""
+        start = len(self._names)
+        for file in files:
+            with opened(file) as archive:
+                self.files.append(file)
+                self._statuses.append(archive.status)
+                self._add(archive)
+                if archive.doubt:
+                    self._doubts.append(f"{file}: {archive.doubt}")
+        return np.arange(start, len(self._names))
+
+    def _add(self, archive: Archive) -> None:
+        first = len(self._names)
+        alone: dict[str, int] = {}  # labels that do not stand beside their image, as in an unsorted archive
+        key, start = "", first
+        label: Member | None = None
+
+        def close() -> None:
+            nonlocal label
+            code = -1 if label is None else self._code(archive, label)
+            if code >= 0 and start == len(self._names):
+                alone[key] = code
+            for place in range(start, len(self._names)):
+                self._codes[place] = code
+            self._several += len(self._names) - start > 1
+            label = None
+
+        for member in archive.members():
+            folder, stem, suffix = self._taken(member)
+            if not suffix:
+                continue
+            if key != (this := f"{folder}/{stem}"):
+                close()
+                key, start = this, len(self._names)
+            if suffix == "cls" or (suffix == "json" and label is None):
+                label = member
+            elif f".{suffix.rpartition('.')[2]}" in SUFFIXES:
+                self._names.append(member.name.rpartition("/")[2])
+                self._offsets.append(member.offset)
+                self._sizes.append(member.size)
+                self._codes.append(-1)
+                self._shards.append(len(self.files) - 1)
+                self._folders.append(self._folder_codes.setdefault(folder, len(self._folder_codes)))
+        close()
+        if alone:
+            folders = list(self._folder_codes)
+            for place in range(first, len(self._names)):
+                if self._codes[place] < 0:
+                    this = f"{folders[self._folders[place]]}/{self._names[place].partition('.')[0]}"
+                    self._codes[place] = alone.get(this, -1)
+
+    def _taken(self, member: Member) -> tuple[str, str, str]:
+        """Folder, name to the first dot and lower-case suffix of a member; no suffix where it is passed over."""
+        if member.kind != "file":
+            self._passed["links"] += member.kind == "link"
+            return "", "", ""
+        parts = [part for part in member.name.split("/") if part not in ("", ".")]
+        if not parts or ".." in parts or member.name.startswith("/"):
+            self._passed["members with names that lead outside"] += 1
+            return "", "", ""
+        if any(part.startswith(".") for part in parts):
+            return "", "", ""
+        stem, _, suffix = parts[-1].partition(".")
+        return "/".join(parts[:-1]), stem, suffix.lower()
+
+    def _code(self, archive: Archive, member: Member) -> int:
+        """A number for the value of a label, -1 for none."""
+        try:
+            value = _label(archive, member)
+        except ValueError as reason:
+            self._wrong.append(f"{printable(member.name)} in {archive.file.name}: {reason}")
+            return -1
+        return -1 if value is None else self._values.setdefault(value, len(self._values))
+
+    def split_by_folder(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+        """Training images and candidates for the test split, where folders inside the archives are splits."""
+        paths = self._paths()
+        depth = _shared_depth(paths)
+        names = {path[depth].lower() if len(path) > depth else "" for path in paths}
+        if "train" not in names or not names <= {"train", *TESTS}:
+            return np.arange(len(self._names)), []
+        split = np.array([path[depth].lower() for path in paths])[np.asarray(self._folders)]
+        return np.flatnonzero(split == "train"), [np.flatnonzero(split == name) for name in TESTS]
+
+    def judge(self, train: NDArray[np.int64]) -> tuple[_CodesOf, list[int | str]]:
+        """How to get the codes of labels, by what the training images have, and the codes' values."""
+        codes, folders = np.asarray(self._codes), np.asarray(self._folders)
+        if (codes[train] >= 0).any():
+            told = lambda part: codes[part] if (codes[part] >= 0).any() else None  # noqa: E731
+            return told, list(self._values)
+        self._values.clear()
+        paths = self._paths()
+        used = [paths[code] for code in np.unique(folders[train]).tolist()]
+        depth = _shared_depth(used)
+        names = sorted({path[depth] for path in paths if len(path) > depth})
+        table = {name: code for code, name in enumerate(names)}
+        owners = np.array([table[path[depth]] if len(path) > depth else -1 for path in paths])
+        if any(len(path) <= depth for path in used) or len({path[depth] for path in used}) < 2:
+            return (lambda part: None), []
+
+        def by_folder(part: NDArray[np.int64]) -> NDArray[np.int64] | None:
+            found = owners[folders[part]]
+            return None if (found < 0).any() else found
+
+        return by_folder, list(names)
+
+    def encoded(self, kept: NDArray[np.int64], root: Path) -> Encoded:
+        """The images at `kept`, in that order."""
+        offsets, sizes = np.asarray(self._offsets)[kept], np.asarray(self._sizes)[kept]
+        shards, folders = np.asarray(self._shards)[kept], np.asarray(self._folders)[kept]
+        paths, files, statuses = list(self._folder_codes), self.files, self._statuses
+        same = len(kept) == len(self._names) and bool((np.diff(kept) == 1).all())
+        names = self._names if same else [self._names[i] for i in kept.tolist()]
+
+        def name(i: int) -> str:
+            inside = f"{paths[folders[i]]}/{names[i]}".lstrip("/")
+            return printable(f"{files[shards[i]].relative_to(root)}/{inside}")
+
+        def blob(archive: Archive, i: int) -> Blob:
+            if (size := int(sizes[i])) > _MOST_IMAGE:
+                return Unreadable(f"too large: {size:,} bytes; at most {_MOST_IMAGE:,}")
+            return archive.read(int(offsets[i]), size)
+
+        def stream(index: Sequence[int]) -> Iterator[Blob]:
+            for shard, some in groupby(index, key=lambda i: int(shards[i])):
+                with opened(files[shard]) as archive:
+                    archive.check_unchanged(statuses[shard])
+                    for i in some:
+                        yield blob(archive, i)
+                    archive.check_unchanged(statuses[shard])
+
+        return Encoded(len(kept), name, stream, lambda: fingerprint(files))
+
+    def _paths(self) -> list[tuple[str, ...]]:
+        return [tuple(each.split("/")) if each else () for each in self._folder_codes]
+
+
+def _shared_depth(paths: Sequence[tuple[str, ...]]) -> int:
+    """How many folders from the top all paths go through."""
+    depth = 0
+    for names in zip(*paths, strict=False):  # to the end of the shortest
+        if len(set(names)) > 1:
+            break
+        depth += 1
+    return depth
+
+
+def _label(archive: Archive, member: Member) -> int | str | None:
+    """The label that a `.cls` or `.json` member tells.
+
+    Raises:
+        ValueError: It cannot be read; the message is the reason.
+    """
+    if member.name.lower().endswith(".cls"):
+        text = archive.read(member.offset, min(member.size, _MOST_CLS)).strip()
+        if member.size > _MOST_CLS or not re.fullmatch(rb"[+-]?\d{1,18}", text):
+            raise ValueError(f"{printable(text[:20].decode('utf-8', 'replace'))!r} is no whole number")
+        value: object = int(text)
+    else:
+        if member.size > _MOST_JSON:
+            raise ValueError(f"{member.size:,} bytes; at most {_MOST_JSON:,}")
+        try:
+            told = json.loads(archive.read(member.offset, member.size))
+        except (ValueError, RecursionError):
+            raise ValueError("not valid JSON") from None
+        value = told.get("label") if isinstance(told, dict) else None
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, int) or isinstance(value, bool) or value >= 2**63:
+        raise ValueError("neither a whole number nor a name")
+    return value if value >= 0 else None
+
+
+def _classes(
+    codes: NDArray[np.int64], values: list[int | str], names: tuple[str, ...] | None, path: Path
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels int64 [N], -1 for none, and the classes' names."""
+    has = codes >= 0
+    used = np.unique(codes[has]).tolist()
+    told = [values[code] for code in used]
+    if names is not None and all(isinstance(value, int) for value in told):
+        if (most := max(int(value) for value in told)) >= len(names):
+            raise UserError(f"{path}: a label is {most}, but shards.json tells {len(names)} class names")
+        numbers, classes = torch.tensor([int(value) for value in told]), names
+    elif all(isinstance(value, int) for value in told):
+        numbers, classes = enumerate_classes([int(value) for value in told])
+    else:
+        numbers, classes = enumerate_classes([str(value) for value in told])
+    table = torch.full((len(values) + 1,), -1)  # the last one is what code -1 finds
+    table[torch.tensor(used)] = numbers
+    return table[torch.from_numpy(codes)], classes
