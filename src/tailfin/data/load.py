@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +74,7 @@ def load(
         whole = torch.ones(len(index), dtype=torch.bool)
         decoded = Decoded(listing.images[index], whole, aspect=None, skipped=())
     else:
+        from tailfin.data.passes import processors
         from tailfin.data.store import decode_all
 
         decoded = decode_all(
@@ -82,7 +82,7 @@ def load(
             index.tolist(),
             image_size=image_size,
             cache=cache,
-            workers=workers or _processors(),
+            workers=workers or processors(),
             progress=progress,
             words=spec,
             say=say,
@@ -139,11 +139,6 @@ def _check(skipped: tuple[Skipped, ...], count: int, tolerate: float, spec: str)
             f"{spec}: {len(skipped)} of {count} images cannot be read, more than --tolerate {tolerate:g}:"
             f" {_first(skipped)}{allow}"
         )
-
-
-def _processors() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, usable)
 
 
 def list_source(

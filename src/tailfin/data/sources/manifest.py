@@ -24,10 +24,10 @@ class Shard:
         name: Its file.
         bytes: Its size.
         sha256: Its checksum.
-        first: Index of its first image in the source.
-        stop: Index after its last one, unreadable ones counted.
+        first: Place of its first image in the source, whose training images come first.
+        stop: Place after its last one, unreadable ones counted.
         images: How many it holds.
-        sides: Shortest and longest side of its images in pixels; zeros where it holds none.
+        sides: Shortest and longest side of its images in pixels.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Manifest:
         settings: How it was packed.
         classes: Class names, indexed by label; None without labels.
         shards: The finished ones, in order.
-        skipped: Index, name and reason of each image that could not be read, in the range of the finished shards.
+        skipped: Place, name and reason of each image that could not be read, in the range of the finished shards.
         complete: Whether all of the source is in them.
     """
 
