@@ -1,6 +1,7 @@
 """`data` as a function: what a source holds, found in one pass over all of its images."""
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -169,8 +170,8 @@ class _Tally:
 
     listing: Listing
     encoded: Encoded
-    widths: list[int] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
+    widths: "array[int]" = field(default_factory=lambda: array("i"))
+    heights: "array[int]" = field(default_factory=lambda: array("i"))
     skipped: list[Skipped] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     first: dict[bytes, int] = field(default_factory=dict)
@@ -181,7 +182,7 @@ class _Tally:
     transparent: int = 0
     coloured: bool = False
     moments: list[NDArray[np.float64]] = field(default_factory=list)
-    readable: list[int] = field(default_factory=list)
+    readable: "array[int]" = field(default_factory=lambda: array("q"))
 
     def add(self, i: int, found: _Found | str) -> None:
         """Count an image, or the reason why it cannot be read."""
@@ -207,7 +208,7 @@ class _Tally:
     def inventory(self, shards: int | None, damaged: tuple[str, ...]) -> Inventory:
         """All that was counted."""
         listing = self.listing
-        index = torch.tensor(self.readable)
+        index = torch.from_numpy(np.array(self.readable))
         test = listing.test[index]
         images = {"train": int((~test).sum())} | (
             {"test": int(test.sum())} if bool(listing.test.any()) else {}
@@ -266,7 +267,7 @@ class _Tally:
         return Duplicates(sum(map(len, self.again.values())), across, contradicting, groups)
 
 
-def _spread(values: list[int]) -> Spread:
+def _spread(values: "array[int]") -> Spread:
     return Spread(min(values), int(np.median(values)), max(values))
 
 
