@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from tailfin import cli
-from tailfin.commands import pack as packing
-from tailfin.commands.pack import Packing, pack
+from tailfin.commands import shards
+from tailfin.commands.pack import pack
+from tailfin.commands.shards import Packing
 from tailfin.data import load
 from tailfin.errors import UserError
 
@@ -124,7 +125,7 @@ def test_recompressed_images_are_jpeg_upright_and_what_they_lose_is_said(folder,
         ("JPEG", "RGB", (20, 40)),
         ("JPEG", "L", (8, 8)),
     ]
-    assert said == ["b.png: 16 bits a channel become 8; and others"]
+    assert said == ["1 image (b.png): 16 bits a channel become 8"]
 
 
 def noise(folder, count, side=400):
@@ -145,14 +146,14 @@ def test_a_packing_that_was_stopped_goes_on_and_ends_the_same(folder, out, tmp_p
     noise(folder, 7)
     (folder.root / "03.png").write_bytes(b"x")
     whole = pack(str(folder.root), tmp_path / "whole", Packing(shard_mb=1))
-    real = packing.TarWriter.finish
+    real = shards.TarWriter.finish
 
     def stops(tar):
         if tar.path.name == "train-000002.tar":
             raise KeyboardInterrupt
         return real(tar)
 
-    monkeypatch.setattr(packing.TarWriter, "finish", stops)
+    monkeypatch.setattr(shards.TarWriter, "finish", stops)
     with pytest.raises(KeyboardInterrupt):
         pack(str(folder.root), out, Packing(shard_mb=1))
     assert sorted(os.listdir(out)) == ["shards.json", "train-000000.tar", "train-000001.tar"]
@@ -192,12 +193,22 @@ def test_a_shard_of_another_size_is_refused_by_its_reader(folder, out):
         load(str(out))
 
 
+def edited(out, key, value):
+    told = json.loads((out / "shards.json").read_text())
+    (out / "shards.json").write_text(json.dumps(told | {key: value}))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda folder, out: ({"quality": 80}, out), "was packed with other settings (shard_mb 500)"),
         (lambda folder, out: folder.put("9.png") and ({}, out), "was packed from other images"),
         (lambda folder, out: ({}, folder.root / "in"), "lies in"),
+        (
+            lambda folder, out: edited(out, "skipped", [[7, "a", "b"]]) or ({}, out),
+            "is damaged: it tells of more",
+        ),
+        (lambda folder, out: edited(out, "shards", 3) or ({}, out), "is damaged"),
         (lambda folder, out: ({"longest": 0}, out), "--longest is 0"),
         (lambda folder, out: ({"quality": 101}, out), "--quality is 101"),
         (lambda folder, out: ({"shard_mb": 0}, out), "--shard-mb is 0"),

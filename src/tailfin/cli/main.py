@@ -182,7 +182,8 @@ def _pack(words: list[str]) -> int:
     from tailfin.cli.progress import decoding
     from tailfin.cli.saying import say
     from tailfin.cli.saying_data import say_packed
-    from tailfin.commands.pack import Packing, pack
+    from tailfin.commands.pack import pack
+    from tailfin.commands.shards import Packing
 
     how = Packing(chosen.shard_mb, chosen.longest, chosen.quality)
     packed = pack(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tailfin.data.about import About, check_pixels, fitted, look, read_whole
 from tailfin.data.decode import decode, quiet
 from tailfin.data.load import list_source
-from tailfin.data.passes import as_encoded, mapped, processors
+from tailfin.data.passes import as_encoded, check_workers, mapped, processors
 from tailfin.data.source import Blob, Encoded, Listing, Progress, Unreadable
 from tailfin.data.sources.manifest import Manifest, read_manifest
 from tailfin.data.types import Skipped
@@ -125,6 +125,7 @@ def look_through(
     Raises:
         UserError: For the source, as `load`, or if no image can be read.
     """
+    check_workers(workers)
     listing = list_source(data, follow_links=follow_links)
     for note in listing.notes:
         tell(note)

@@ -1,62 +1,23 @@
 """`pack` as a function: any source into tar shards, by threads, and resumable."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from tailfin.commands.card import written
-from tailfin.data.about import SUFFIX_OF, About, check_pixels, fitted, look, read_whole
-from tailfin.data.decode import decode, quiet
+from tailfin.commands.shards import Packer, Packing
 from tailfin.data.load import list_source
-from tailfin.data.passes import as_encoded, mapped, processors
-from tailfin.data.source import Blob, Encoded, Listing, Progress, Unreadable
-from tailfin.data.sources.manifest import NAME, Manifest, Shard, read_manifest, write_manifest
+from tailfin.data.passes import as_encoded, check_workers, processors
+from tailfin.data.source import Encoded, Listing, Progress
+from tailfin.data.sources.manifest import NAME, Manifest, Shard, read_manifest
 from tailfin.errors import UserError, printable
 from tailfin.files import lock, make_folder, remove_unfinished, write_atomically
-from tailfin.files.tar_writing import TarWriter
 
-QUALITY: Final = 90
-"""Of the JPEG that shrunk images become, where nothing else is asked."""
 SKIPPED, CARD, _LOCK = "skipped.tsv", "README.md", ".lock"
-_HEADERS: Final = 4096
-"""Bytes that an image takes in a tar beyond its own: two headers, a label, padding, and the mark at the end."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How images are packed.
-
-    Attributes:
-        shard_mb: Most megabytes (10^6 bytes) of a shard; one that a single image fills may be larger.
-        longest: Longest side in pixels; larger images are shrunk, and become JPEG. None: as they are.
-        quality: JPEG quality to which all images are recompressed, 1 to 100. None: bytes as they are.
-    """
-
-    shard_mb: int = 500
-    longest: int | None = None
-    quality: int | None = None
-
-    def check(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            UserError: With the option and what is allowed.
-        """
-        if self.shard_mb < 1:
-            raise UserError(f"--shard-mb is {self.shard_mb}; it must be at least 1")
-        if self.longest is not None and self.longest < 1:
-            raise UserError(f"--longest is {self.longest}; it must be at least 1")
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UserError(f"--quality is {self.quality}; it must lie between 1 and 100")
 
 
 @dataclass(frozen=True)
@@ -78,16 +39,6 @@ class Packed:
     bytes: int
     skipped: int
     kept: int
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """An image as it is written; `lost` says what its recompression took from it, empty if nothing."""
-
-    content: bytes
-    suffix: str
-    size: tuple[int, int]
-    lost: str
 
 
 def pack(
@@ -119,6 +70,7 @@ def pack(
             `data`, or cannot be written.
     """
     how.check()
+    check_workers(workers)
     source = Path(data).expanduser()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out} lies in {data}, and would become a part of it; choose another folder")
@@ -128,9 +80,9 @@ def pack(
     encoded = as_encoded(listing)
     order = torch.cat([(~listing.test).nonzero().flatten(), listing.test.nonzero().flatten()]).numpy()
     with _alone(out):
-        before = _begun(out, _fingerprint(encoded, listing), how, listing.classes)
+        before = _begun(out, _fingerprint(encoded, listing), how, listing.classes, len(order))
         if not before.complete:
-            packer = _Packer(
+            packer = Packer(
                 listing, encoded, order, out, how, before, workers or processors(), tell, progress
             )
             manifest = packer.run()
@@ -175,7 +127,7 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release(handle)
 
 
-def _begun(out: Path, source: str, how: Packing, classes: tuple[str, ...] | None) -> Manifest:
+def _begun(out: Path, source: str, how: Packing, classes: tuple[str, ...] | None, count: int) -> Manifest:
     """What an earlier run has finished, up to the first shard that is not as it left it."""
     manifest = read_manifest(out)
     if manifest is None:
@@ -191,6 +143,9 @@ def _begun(out: Path, source: str, how: Packing, classes: tuple[str, ...] | None
         raise UserError(
             f"{out} was packed from other images, or they have changed since; choose another folder"
         )
+    places = [*(each[0] for each in manifest.skipped), *(shard.stop - 1 for shard in manifest.shards)]
+    if not all(0 <= place < count for place in places):
+        raise UserError(f"{out / NAME} is damaged: it tells of more than the {count} images that there are")
     whole: list[Shard] = []
     for shard in manifest.shards:
         file = out / Path(shard.name).name
@@ -208,110 +163,3 @@ def _fingerprint(encoded: Encoded, listing: Listing) -> str:
     labels = b"" if listing.labels is None else listing.labels.numpy().tobytes()
     digest = hashlib.sha256(encoded.fingerprint().encode() + labels + listing.test.numpy().tobytes())
     return digest.hexdigest()
-
-
-@dataclass
-class _Packer:
-    """Writes the shards that are not there yet."""
-
-    listing: Listing
-    encoded: Encoded
-    order: NDArray[np.int64]
-    out: Path
-    how: Packing
-    before: Manifest
-    workers: int
-    tell: Callable[[str], object]
-    progress: Progress | None
-
-    def run(self) -> Manifest:
-        """All shards, in order."""
-        self.shards, self.skipped = list(self.before.shards), list(self.before.skipped)
-        self.lost: set[str] = set()
-        training = int((~self.listing.test).sum())
-        with quiet():
-            for split, first, stop in (("train", 0, training), ("test", training, len(self.order))):
-                done = max([first, *(shard.stop for shard in self.shards if shard.name.startswith(split))])
-                if done < stop:
-                    self._write(split, done, stop)
-        self._save(complete=bool(self.shards))
-        return read_manifest(self.out) or self.before
-
-    def _write(self, split: str, first: int, stop: int) -> None:
-        """The shards of one split from place `first` to `stop`."""
-        index: Sequence[int] = self.order[first:stop].tolist()
-        report = self.progress and (
-            lambda done, _: self.progress and self.progress(first + done, len(self.order))
-        )
-        results = mapped(self.encoded, index, self._prepare, self.workers, report)
-        ready = self._readable(enumerate(results, start=first))
-        number = sum(shard.name.startswith(split) for shard in self.shards)
-        current = next(ready, None)
-        while current is not None:
-            name, begin, images, sides = f"{split}-{number:06}.tar", first, 0, list[int]()
-            with TarWriter(self.out / name) as tar:
-                while current is not None:
-                    place, image = current
-                    if images and tar.size + len(image.content) + _HEADERS > self.how.shard_mb * 10**6:
-                        break
-                    self._add(tar, int(self.order[place]), image)
-                    images, sides = images + 1, [min(*sides, *image.size), max(*sides, *image.size)]
-                    current = next(ready, None)
-                first = stop if current is None else current[0]
-                sha256 = tar.finish()
-            self.shards.append(Shard(name, tar.size, sha256, begin, first, images, (sides[0], sides[1])))
-            self._save(complete=False)
-            number += 1
-
-    def _readable(self, results: Iterator[tuple[int, _Ready | str]]) -> Iterator[tuple[int, _Ready]]:
-        """Place and image of those that can be read; others are noted."""
-        for place, image in results:
-            if isinstance(image, _Ready):
-                if image.lost and image.lost not in self.lost:
-                    self.lost.add(image.lost)
-                    self.tell(
-                        f"{printable(self.encoded.name(int(self.order[place])))}: {image.lost}; and others"
-                    )
-                yield place, image
-            else:
-                name = printable(self.encoded.name(int(self.order[place])))
-                self.skipped.append((place, name, printable(image)))
-
-    def _add(self, tar: TarWriter, i: int, image: _Ready) -> None:
-        tar.add(f"{i:09}.{image.suffix}", image.content)
-        if self.listing.labels is not None and (label := int(self.listing.labels[i])) >= 0:
-            tar.add(f"{i:09}.cls", str(label).encode())
-
-    def _save(self, *, complete: bool) -> None:
-        reached = len(self.order) if complete or not self.shards else self.shards[-1].stop
-        skipped = tuple(each for each in self.skipped if each[0] < reached)
-        classes, settings = self.listing.classes, asdict(self.how)
-        write_manifest(
-            self.out, Manifest(self.before.source, settings, classes, tuple(self.shards), skipped, complete)
-        )
-
-    def _prepare(self, _: int, blob: Blob) -> _Ready | str:
-        """An image as it is written, or the reason why it cannot be."""
-        try:
-            content = read_whole(blob)
-            about = look(content)
-            size = fitted(about, self.how.longest or max(about.width, about.height))
-            if self.how.quality is None and size == (about.width, about.height):
-                check_pixels(content, about)
-                return _Ready(content, SUFFIX_OF[about.kind], size, "")
-            pixels, _aspect = decode(content, size, 1 if about.grey else 3)
-        except Unreadable as reason:
-            return str(reason)
-        buffer = BytesIO()
-        image = Image.fromarray(pixels[0] if about.grey else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        image.save(buffer, "JPEG", quality=self.how.quality or QUALITY)
-        return _Ready(buffer.getvalue(), "jpg", size, _lost(about))
-
-
-def _lost(about: About) -> str:
-    """What JPEG takes from an image beyond what it always does."""
-    if about.bits > 8:
-        return f"{about.bits} bits a channel become 8"
-    if about.dropped:
-        return f"{about.dropped} of {3 + about.dropped} bands dropped, for JPEG holds three"
-    return "transparency is put on white" if about.transparent else ""

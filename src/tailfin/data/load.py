@@ -204,6 +204,9 @@ def _list_path(path: Path, follow_links: bool) -> Listing:
     # An archive often still lies beside what was unpacked from it.
     if tars and not folder.holds_images(path, follow_links=follow_links):
         return tar.list_tar(path, follow_links=follow_links)
+    packed = sorted(each.name for each in path.iterdir() if each.name.lower().endswith(tar.COMPRESSED))
+    if packed and not folder.holds_images(path, follow_links=follow_links):
+        raise UserError(f"{path}: no images, and {printable(packed[0])} is compressed; unpack it")
     listing = folder.list_folder(path, follow_links=follow_links)
     if tars:
         some = f"{printable(tars[0].name)}{f' and {len(tars) - 1} more' if len(tars) > 1 else ''}"

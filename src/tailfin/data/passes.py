@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tailfin.data.source import Blob, Encoded, Listing, Progress
+from tailfin.errors import UserError
 
 T = TypeVar("T")
 _MOST_WAITING: Final = 2**28
@@ -84,6 +85,16 @@ def mapped(
             yield first()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of threads that cannot be.
+
+    Raises:
+        UserError: It is less than 1.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}; it must be at least 1")
 
 
 def processors() -> int:

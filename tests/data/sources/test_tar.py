@@ -123,7 +123,7 @@ def test_labels_that_cannot_be_read_are_said_and_cost_no_image(folder):
     listing = list_tar(write(folder.root / "x.tar", members))
     assert listing.labels.tolist() == [-1, -1, -1, 0, -1, -1]
     assert listing.notes == (
-        "5 labels cannot be read, such as 000000.cls in x.tar: 'dog' is no whole number",
+        "labels that cannot be read: 5, the first 000000.cls in x.tar: 'dog' is no whole number",
     )
 
 
@@ -140,8 +140,8 @@ def test_links_hidden_members_and_names_that_lead_outside_are_passed_over(folder
     listing = list_tar(write(folder.root / "x.tar", members))
     assert names(listing) == ["x.tar/a.png"]
     assert listing.notes == (
-        "1 links were passed over",
-        "3 members with names that lead outside were passed over",
+        "links that were passed over: 1",
+        "names that lead outside, and were passed over: 3",
     )
 
 
@@ -154,7 +154,7 @@ def test_several_images_of_a_sample_are_all_taken_and_it_is_said(folder):
     members = [("0.left.png", pixel(folder, 1)), ("0.right.png", pixel(folder, 2)), ("0.cls", 4)]
     listing = list_tar(write(folder.root / "x.tar", members))
     assert listing.labels.tolist() == [0, 0]
-    assert listing.notes == ("1 samples hold more than one image; each is taken",)
+    assert listing.notes == ("samples of more than one image: 1; each of their images is taken",)
 
 
 def test_unreadable_images_are_named(folder):
@@ -190,6 +190,8 @@ def test_what_is_wrong_is_one_line(folder, make, message):
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.zip", "x.tar.zst"])
 def test_a_compressed_archive_is_to_be_unpacked(folder, name):
     (folder.root / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"{name} is compressed; unpack it"):
+        load(str(folder.root))
     with pytest.raises(UserError, match="compressed; unpack it"):
         load(str(folder.root / name))
 

@@ -111,7 +111,9 @@ def check_shards(manifest: Manifest, files: Sequence[Path], folder: Path, *, who
     for shard in manifest.shards:
         if (file := there.get(shard.name)) is None:
             if whole:
-                raise UserError(f"{folder / shard.name}: missing, and {NAME} beside it tells of it")
+                raise UserError(
+                    f"{folder / printable(shard.name)}: missing, and {NAME} beside it tells of it"
+                )
         elif (size := file.stat().st_size) != shard.bytes:
             raise UserError(f"{file}: {size:,} bytes, and {NAME} beside it tells of {shard.bytes:,}")
 

@@ -129,7 +129,7 @@ class _Images:
         self._values: dict[int | str, int] = {}
         self._folder_codes: dict[str, int] = {}
         self._doubts: list[str] = []
-        self._passed = {"links": 0, "members with names that lead outside": 0}
+        self._passed = {"links that": 0, "names that lead outside, and": 0}
         self._several, self._wrong = 0, list[str]()
 
     @property
@@ -138,11 +138,11 @@ class _Images:
 
     @property
     def notes(self) -> list[str]:
-        found = [f"{count} {what} were passed over" for what, count in self._passed.items() if count]
+        found = [f"{what} were passed over: {count}" for what, count in self._passed.items() if count]
         if self._several:
-            found.append(f"{self._several} samples hold more than one image; each is taken")
+            found.append(f"samples of more than one image: {self._several}; each of their images is taken")
         if self._wrong:
-            found.append(f"{len(self._wrong)} labels cannot be read, such as {self._wrong[0]}")
+            found.append(f"labels that cannot be read: {len(self._wrong)}, the first {self._wrong[0]}")
         return self._doubts + found
 
     def add(self, files: Sequence[Path]) -> NDArray[np.int64]:
@@ -200,11 +200,11 @@ class _Images:
     def _taken(self, member: Member) -> tuple[str, str, str]:
         """Folder, name to the first dot and lower-case suffix of a member; no suffix where it is passed over."""
         if member.kind != "file":
-            self._passed["links"] += member.kind == "link"
+            self._passed["links that"] += member.kind == "link"
             return "", "", ""
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if not parts or ".." in parts or member.name.startswith("/"):
-            self._passed["members with names that lead outside"] += 1
+            self._passed["names that lead outside, and"] += 1
             return "", "", ""
         if any(part.startswith(".") for part in parts):
             return "", "", ""
