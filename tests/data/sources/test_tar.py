@@ -8,6 +8,8 @@ import tracemalloc
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tailfin.data import load
@@ -115,6 +117,25 @@ def test_a_label_far_from_its_image_is_found(folder):
     members = samples(folder, [1, 2, 3], [5, 6, 5])
     listing = list_tar(write(folder.root / "x.tar", members[1::2] + members[::2]))
     assert (listing.classes, listing.labels.tolist()) == (("5", "6"), [0, 1, 0])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=st.lists(st.one_of(st.none(), st.integers(0, 5)), min_size=1, max_size=8), data=st.data())
+def test_each_image_has_its_label_however_the_members_are_ordered(folder, labels, data):
+    members = [(f"{i % 2}/{i}.png", b"x") for i in range(len(labels))]
+    members += [(f"{i % 2}/{i}.cls", label) for i, label in enumerate(labels) if label is not None]
+    listing = list_tar(write(folder.root / "x.tar", data.draw(st.permutations(members))))
+    found = {
+        name.split("/")[-1]: int(label)
+        for name, label in zip(names(listing), listing_labels(listing), strict=True)
+    }
+    if any(label is not None for label in labels):
+        told = {name: None if code < 0 else int(listing.classes[code]) for name, code in found.items()}
+        assert told == {f"{i}.png": label for i, label in enumerate(labels)}
+
+
+def listing_labels(listing):
+    return [-1] * listing.images.count if listing.labels is None else listing.labels.tolist()
 
 
 def test_labels_that_cannot_be_read_are_said_and_cost_no_image(folder):
