@@ -16,6 +16,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -119,13 +120,17 @@ def run(folder: Path, options: list[str], deadline: float) -> bool:
         started = (folder / "config.toml").exists()
         words = ["--resume", str(folder)] if started else [*options, "--out", str(folder)]
         start = time.perf_counter()
+        # A signal between the run's start and the `try` would leave it running.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         # In a session of its own no signal reaches the run but ours: a second one would keep it from saving.
         process = subprocess.Popen(
             [sys.executable, "-m", "tailfin", "pretrain", *words],
             stdout=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=partial(signal.pthread_sigmask, signal.SIG_SETMASK, before),
         )
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
         finally:

@@ -8,16 +8,28 @@ class UserError(Exception):
     """A mistake in the input. The command line prints it as one line and exits with code 2."""
 
 
+class OfProcess(UserError):
+    """What only one process of several met, which its message names. What all meet, the first one says."""
+
+
+class AlreadySaid(UserError):
+    """What all processes met, and the first one says."""
+
+
 class Failed(Exception):
     """A run that cannot go on, by no mistake in its input. The command line prints one line and exits with code 1."""
 
 
 class Diverged(Failed):
-    """The loss is not finite: what, where and since when."""
+    """The loss, or something that a checkpoint would keep, is not finite: what, where and since when."""
 
 
 class MemoryFull(Failed):
     """The memory of the device or of the host is full: what to change."""
+
+
+class Lost(Failed):
+    """Another process of the run has ended; who started them says which one and why."""
 
 
 def unknown(kind: str, value: str, allowed: Iterable[str], where: str = "") -> UserError:

@@ -233,7 +233,7 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
             ["pretrain", "--momentum", "none", "--through"],
             "--through needs parts before the first one with momentum",
         ),
-        (["evaluate"], "Missing from tailfin evaluate"),
+        (["evaluate"], "evaluate: RUN is missing: tailfin evaluate RUN"),
         (["evaluate", "nowhere"], "no run at nowhere"),
         (["report", "nowhere"], "no run at nowhere"),
         (["list", "placements", "--backbone", "resnet19"], "unknown backbone 'resnet19'"),

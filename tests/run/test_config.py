@@ -67,3 +67,15 @@ def test_differences_name_what_matters_and_only_that() -> None:
         "--momentum was 'published' and is now 'all'",
         "--lr was 0.3 and is now 0.5",
     ]
+
+
+def test_a_run_folder_or_a_study_in_place_of_settings_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("epochs = 3\n")
+    with pytest.raises(
+        UserError, match=r"is a folder, not a file of settings; did you mean .*config\.toml\?"
+    ):
+        settings.read(tmp_path)
+    study = tmp_path / "study.toml"
+    study.write_text("tailfin_study = 1\n")
+    with pytest.raises(UserError, match=r"is a study, not the settings of a run; run it by: tailfin study"):
+        settings.read(study)

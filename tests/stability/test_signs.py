@@ -247,7 +247,7 @@ def test_parts_never_heard_and_the_search_of_a_scaler_for_its_scale_are_no_sign(
 def test_what_was_not_finite_is_so_in_the_rows_of_a_run_too(shapes: Dataset, tmp_path: Path) -> None:
     setup = prepare(replace(COMMON, monitors="gradient", epochs=2), shapes)
     folder = RunFolder(tmp_path)
-    monitors = Monitors(Log(folder.stability), setup.gradient_monitor(), None, 1)
+    monitors = Monitors(Log(folder.stability), setup.gradient_monitor(), None, 1, torch.device("cpu"))
     for step in range(40):
         online, _ = setup.encoder(torch.randn(4, 3, 32, 32))
         (online.projections[0].sum() * (torch.inf if step == 30 else 1)).backward()

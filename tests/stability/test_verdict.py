@@ -121,3 +121,11 @@ def test_a_run_that_is_fed_slowly_is_loader_bound(monkeypatch: pytest.MonkeyPatc
     found = judged(timing=folder.read_timing())
     assert found.state == "loader-bound"
     assert any("of the time spent waiting for images" in line for line in found.evidence)
+
+
+def test_where_the_untrained_encoder_is_right_already_nothing_can_be_told() -> None:
+    told = {"trained": (100.0, 100.0), "untrained": (100.0, 95.0), "chance": (1.0, 0.03)}
+    found = judged(**told, missed=(0, 5))
+    assert found.state == "no better than untrained"
+    assert "judge on more or harder images" in found.words
+    assert "train longer" in judged(**told, missed=(0, 6)).words

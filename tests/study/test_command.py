@@ -222,7 +222,7 @@ def test_the_place_of_the_images_is_no_part_of_a_cell_but_their_content_is(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["study"], "Missing from tailfin study"),
+        (["study"], "study: FILE is missing: tailfin study FILE"),
         (["study", "none.toml"], "cannot read none.toml: No such file"),
         (["study", "s.toml", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
         (["study", "s.toml", "--seeds", "0"], "--seeds is 0; it must be at least 1"),

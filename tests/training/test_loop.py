@@ -113,6 +113,7 @@ def test_a_checkpoint_between_log_rows_keeps_the_losses(
 
     interrupted.schedule = original.schedule  # type: ignore[attr-defined]
     interrupted.steps_per_epoch = original.steps_per_epoch  # type: ignore[attr-defined]
+    interrupted.world = original.world  # type: ignore[attr-defined]
     loop.step = interrupted  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="killed"):
         loop.run()

@@ -6,6 +6,7 @@ import pytest
 
 from tailfin import cli
 from tailfin.commands import pretrain
+from tailfin.commands.checking import check
 from tailfin.measuring.advice import Advice, PartAdvice
 from tailfin.momentum.placement import Placement
 from tailfin.run.config import Config
@@ -37,7 +38,7 @@ def test_the_setting_is_named(config: Config, key: str, message: str) -> None:
 def test_through_goes_with_auto_whatever_the_method_was_published_with(method: str) -> None:
     auto = Config(momentum="auto", through=True, method=method)
     misfits.find(auto, image_size=32)
-    pretrain.check(auto)
+    check(auto)
 
 
 def test_through_goes_with_every_tail_but_all() -> None:

@@ -1,10 +1,11 @@
 """The command line: `tailfin pretrain`, `advise`, `bench`, `evaluate`, `report`, `list`, `cache`, `data`,
 `pack`, `study`.
 
-Words in, exit code out. A command's own module is imported when it is called, for most need torch.
+Words in, exit code out. What needs torch is imported when a command is called: help comes at once.
 """
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from tailfin.cli import options
 from tailfin.cli.options import Cache, Data, Evaluate, List, Pack, Pretrain, Report, Settings, Study
 from tailfin.cli.parsing import given, parse
-from tailfin.errors import Failed, UserError, unknown
+from tailfin.errors import Diverged, Failed, Lost, OfProcess, UserError, unknown
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,16 +27,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_run(words))
     except UserError as error:
-        print(f"tailfin: {error}", file=sys.stderr)
+        if _leads() or isinstance(error, OfProcess):
+            print(f"tailfin: {error}", file=sys.stderr)
         sys.exit(2)
     except Failed as error:
-        print(f"tailfin: {error}", file=sys.stderr)
+        said = isinstance(error, Diverged) and not _leads()  # the loss is the same everywhere
+        said |= isinstance(error, Lost) and "TAILFIN_LAUNCHED" in os.environ
+        if not said:
+            print(f"tailfin: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:
         print("tailfin: interrupted", file=sys.stderr)
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
+
+
+def _leads() -> bool:
+    """Whether this process speaks for all that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _interrupt(number: int, _frame: object) -> None:
@@ -72,21 +82,32 @@ def _run(words: list[str]) -> int:
 def _pretrain(words: list[str]) -> int:
     typed = given(Pretrain, words, "pretrain", options.PRETRAIN)
     file, resume = typed.pop("config", None), typed.pop("resume", None)
+    devices = typed.pop("devices", None)
+    _trust(typed.get("method"))
     from tailfin.cli.progress import best, decoding
     from tailfin.cli.saying import say
     from tailfin.commands.pretrain import pretrain
+    from tailfin.commands.several import start_processes
     from tailfin.training.loop import Stopped
 
+    if (
+        devices is not None
+        and (code := start_processes(words, devices, typed, file=file, resume=resume)) is not None
+    ):
+        return code
     try:
-        say(pretrain(typed, file=file, resume=resume, tell=say, decoding=decoding(), progress=best()))
+        outcome = pretrain(typed, file=file, resume=resume, tell=say, decoding=decoding(), progress=best())
     except Stopped as stop:
         return 128 + stop.signal
+    if _leads():
+        say(outcome)
     return 0
 
 
 def _advise(words: list[str]) -> int:
     typed = given(Settings, words, "advise", options.ADVISE)
     file = typed.pop("config", None)
+    _trust(typed.get("method"))
     from tailfin.cli.progress import decoding
     from tailfin.cli.saying import say
     from tailfin.commands.measure import advise
@@ -98,6 +119,7 @@ def _advise(words: list[str]) -> int:
 def _bench(words: list[str]) -> int:
     typed = given(Settings, words, "bench", options.BENCH)
     file = typed.pop("config", None)
+    _trust(typed.get("method"))
     from tailfin.cli.progress import decoding
     from tailfin.cli.saying import say
     from tailfin.commands.measure import bench
@@ -150,9 +172,10 @@ def _cache(words: list[str]) -> int:
     from tailfin.commands import cache
 
     folder = cache.find_cache(chosen.folder)
-    saying.say_cache(folder, cache.remove_leftovers(folder))
+    print(f"cache       {folder}")
+    saying.say(cache.remove_leftovers(folder))
     if chosen.action == "check":
-        checked = cache.check(folder)
+        checked = cache.check(folder, saying.say)
         saying.say(checked)
         return 1 if checked.damaged else 0
     saying.say(cache.clear(folder) if chosen.action == "clear" else cache.contents(folder))
@@ -221,7 +244,7 @@ def _study(words: list[str]) -> int:
         chosen.reuse,
         chosen.method,
     )
-    return study(asked, lambda found: print(found, flush=True) if isinstance(found, str) else say(found))
+    return study(asked, say)
 
 
 def _trust(named: str | None) -> str | None:

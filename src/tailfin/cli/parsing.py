@@ -39,7 +39,7 @@ def parse(kind: type[Command], words: Sequence[str], command: str, description: 
     typed = given(kind, words, command, description)
     lacking = [each.name.upper() for each in _fields(kind) if _is_needed(each) and each.name not in typed]
     if lacking:
-        raise UserError(f"{command}: Missing from tailfin {command}: {', '.join(lacking)}")
+        raise UserError(f"{command}: {', '.join(lacking)} is missing: tailfin {command} {' '.join(lacking)}")
     return kind(**typed)
 
 

@@ -6,16 +6,13 @@ from dataclasses import asdict
 from functools import singledispatch
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from tailfin import backbones
-from tailfin.commands.cache import Checked, Cleared, Contents
+from tailfin.commands.cache import Checked, Cleared, Contents, DamagedEntry, Leftovers
 from tailfin.commands.evaluate import Evaluation
 from tailfin.commands.lists import ListedMethod, ListedPlacement
 from tailfin.commands.measure import Measures
-from tailfin.commands.pretrain import Choices, GoesOn, Interrupted, Outcome, Removed, Trained
+from tailfin.commands.pretrain import Outcome
+from tailfin.commands.told import Choices, GoesOn, Interrupted, Note, Removed, Trained
 from tailfin.compute.device import device_name
 from tailfin.errors import printable
 from tailfin.measuring.advice import Advice
@@ -35,7 +32,12 @@ def say(value: object) -> None:
 
 @say.register
 def _(line: str) -> None:
-    print(f"note        {line}", flush=True)
+    print(line, flush=True)
+
+
+@say.register
+def _(note: Note) -> None:
+    print(f"note        {note.line}", flush=True)
 
 
 @say.register
@@ -194,9 +196,12 @@ def _(found: Contents) -> None:
 
 
 @say.register
+def _(found: DamagedEntry) -> None:
+    print(f"damaged     {found.entry}: {found.reason}; its next reader makes it again", flush=True)
+
+
+@say.register
 def _(found: Checked) -> None:
-    for entry, reason in found.damaged:
-        print(f"damaged     {entry}: {reason}; its next reader makes it again")
     print(f"decoded     {found.entries} checked, {len(found.damaged)} damaged")
 
 
@@ -227,15 +232,18 @@ def _(plan: Plan) -> None:
     )
 
 
-def say_cache(folder: object, freed: int) -> None:
-    """Which cache, and what was removed from it before anything else."""
-    print(f"cache       {folder}")
-    if freed:
-        print(f"            removed {_size(freed)} that killed runs had left")
+@say.register
+def _(found: Leftovers) -> None:
+    if found.size:
+        print(f"            removed {_size(found.size)} that killed runs had left")
 
 
 def say_methods(listed: list[ListedMethod]) -> None:
     """A table of methods."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(
         title="methods (--method), momentum as published for CIFAR",
         box=SIMPLE_HEAD,
@@ -252,6 +260,9 @@ def say_methods(listed: list[ListedMethod]) -> None:
 
 def say_backbones() -> None:
     """A table of the backbones' families."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title="backbones (--backbone) that are split into parts by themselves")
     for heading in ("family", "examples", "parts before the projector"):
         table.add_column(heading, overflow="fold")
@@ -262,6 +273,9 @@ def say_backbones() -> None:
 
 def say_placements(backbone: str, image_size: int, listed: list[ListedPlacement]) -> None:
     """A table of placements."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=f"placements (--momentum) of {backbone} at {image_size} px, SimCLR's projector")
     table.add_column("placement")
     table.add_column("parts with momentum weights", overflow="fold")

@@ -1,6 +1,7 @@
 """`cache` as functions: what the cache holds, whether it is whole, and how to be rid of it."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,26 @@ class Contents:
 
 
 @dataclass(frozen=True)
+class Leftovers:
+    """The bytes that killed runs had left, and that were removed."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class DamagedEntry:
+    """A set of decoded images, and what is wrong with it."""
+
+    entry: Path
+    reason: str
+
+
+@dataclass(frozen=True)
 class Checked:
-    """How many entries were read through, and each damaged one with what is wrong."""
+    """How many sets of decoded images were read through, and the damaged ones."""
 
     entries: int
-    damaged: list[tuple[Path, str]]
+    damaged: list[DamagedEntry]
 
 
 @dataclass(frozen=True)
@@ -53,9 +69,9 @@ def find_cache(folder: str | None) -> Path:
     return cache
 
 
-def remove_leftovers(cache: Path) -> int:
-    """Remove what killed runs had left; returns its size in bytes."""
-    return entries.remove_leftovers(cache / "decoded")
+def remove_leftovers(cache: Path) -> Leftovers:
+    """Remove what killed runs had left."""
+    return Leftovers(entries.remove_leftovers(cache / "decoded"))
 
 
 def contents(cache: Path) -> Contents:
@@ -67,14 +83,20 @@ def contents(cache: Path) -> Contents:
     )
 
 
-def check(cache: Path) -> Checked:
-    """Read every set of decoded images through for its checksums."""
-    found, damaged = _decoded(cache), []
+def check(cache: Path, tell: Callable[[DamagedEntry], object] = lambda _: None) -> Checked:
+    """Read every set of decoded images through for its checksums.
+
+    Args:
+        cache: See `find_cache`.
+        tell: Takes each damaged one when it is found.
+    """
+    found, damaged = _decoded(cache), list[DamagedEntry]()
     for entry in found:
         try:
             entries.read(entry, -1, thorough=True)
         except entries.Damaged as reason:
-            damaged.append((entry, str(reason)))
+            damaged.append(DamagedEntry(entry, str(reason)))
+            tell(damaged[-1])
     return Checked(len(found), damaged)
 
 

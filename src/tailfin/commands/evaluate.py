@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tailfin import methods
-from tailfin.commands.pretrain import Tell
+from tailfin.commands.told import Note, Tell
 from tailfin.compute.device import Execution, find_device
 from tailfin.errors import UserError
 from tailfin.files.reading import understand
@@ -64,7 +64,7 @@ def evaluate(
     held = checkpoint.load(folder.checkpoint)
     place = find_device(device)
     asked = replace(config, data=data or config.data, limit=config.limit if limit is None else limit)
-    images = load_data(asked, place, progress=decoding, say=tell)
+    images = load_data(asked, place, progress=decoding, say=lambda line: tell(Note(line)))
     if images.test is None:
         raise UserError(f"{asked.data} has no labels to judge with, or no image could be held out")
     channels, count, mean, std = understand(f"checkpoint {folder.checkpoint}", lambda: _about(held.progress))

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tailfin.commands.pretrain import Tell, check, memory_of
+from tailfin.commands.checking import check, memory_of
+from tailfin.commands.told import Note, Tell
 from tailfin.compute.device import find_device, keep_freed_memory
 from tailfin.errors import UserError
 from tailfin.measuring import advice, timing
@@ -50,7 +51,7 @@ def advise(
     config = replace(config, momentum=AUTO)
     check(config)
     keep_freed_memory()
-    data = load_data(config, find_device(config.device), progress=decoding, say=tell)
+    data = load_data(config, find_device(config.device), progress=decoding, say=lambda line: tell(Note(line)))
     tell(Measures("advise", len(data.train)))
     with memory_of(config):
         return advice.advise(config, data)
@@ -79,7 +80,7 @@ def bench(
         raise UserError(f"bench keeps nothing; leave out --out {config.out}")
     check(config)
     keep_freed_memory()
-    data = load_data(config, find_device(config.device), progress=decoding, say=tell)
+    data = load_data(config, find_device(config.device), progress=decoding, say=lambda line: tell(Note(line)))
     tell(Measures("bench", len(data.train)))
     with memory_of(config):
         return timing.bench(config, data)

@@ -1,19 +1,21 @@
 """`pretrain` as a function: from settings to a judged run in its folder; what happens is told as values."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tailfin import methods
+from tailfin.commands.checking import check, memory_of
 from tailfin.commands.report import write_report
-from tailfin.compute.device import find_compiler, find_device, is_memory_full, keep_freed_memory
-from tailfin.data.types import Dataset, Skipped
-from tailfin.errors import Diverged, MemoryFull, UserError
-from tailfin.files import write_json
+from tailfin.commands.several import check_agreement
+from tailfin.commands.told import Choices, GoesOn, Interrupted, Note, Removed, Tell, Trained
+from tailfin.compute.device import find_device, keep_freed_memory
+from tailfin.compute.world import World, joined, launch_id, restarted
+from tailfin.data.types import Dataset
+from tailfin.errors import Diverged, UserError
+from tailfin.files import write_atomically, write_json
 from tailfin.judging.result import judge
 from tailfin.judging.subject import Subject, judging_seed
 from tailfin.judging.validation import Validation
@@ -26,7 +28,6 @@ from tailfin.run.config import Config
 from tailfin.run.folder import RunFolder, holds_a_run
 from tailfin.run.versions import versions
 from tailfin.training import misfits
-from tailfin.training.feed import Place
 from tailfin.training.listeners import Progress
 from tailfin.training.loop import Stopped
 from tailfin.training.misfits import AUTO
@@ -36,76 +37,6 @@ from tailfin.training.start import start
 MOVING = ("decay", "decay_end", "buffers")
 """Settings that say how momentum moves, and do nothing where no part has any."""
 
-Tell = Callable[[object], object]
-"""Takes what happens, each a value of this module or an `Advice`; a line of text is said as it is."""
-
-
-@dataclass(frozen=True)
-class Removed:
-    """A killed run had left `size` bytes in `folder`, which are gone."""
-
-    folder: Path
-    size: int
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What is about to train.
-
-    Attributes:
-        folder: Its run folder.
-        config: Settings with nothing left open.
-        images, test_images: How many; None without test images.
-        size: Side of the views in pixels.
-        skipped: Images that could not be read.
-        steps: Optimizer steps of the run.
-        doubts: Of the method about these settings, a line each.
-        placed: Parts with momentum weights.
-        stops_gradient: Whether the method itself stops the target's gradient.
-        cost: Share of the forward FLOPs that the target path repeats.
-        idle: Settings that were asked for and have no effect.
-        images_on: Where the training images are kept.
-        left_out: Precisions and memory formats that are unsound here, a line each.
-    """
-
-    folder: RunFolder
-    config: Config
-    images: int
-    test_images: int | None
-    size: int
-    skipped: list[Skipped]
-    steps: int
-    doubts: list[str]
-    placed: tuple[str, ...]
-    stops_gradient: bool
-    cost: float
-    idle: list[str]
-    images_on: Place
-    left_out: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class GoesOn:
-    """A resumed run goes on after `step` of `total`."""
-
-    step: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The last step was taken; judging begins on `device`."""
-
-    device: str
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """The run was stopped: `words` say when; it can be resumed from `folder`."""
-
-    folder: Path
-    words: str
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -113,13 +44,16 @@ class Outcome:
 
     Attributes:
         folder: Its run folder.
-        result: The content of its result.json.
         before: Whether it had been finished before.
     """
 
     folder: RunFolder
-    result: Mapping[str, Any]
     before: bool = False
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """The content of its result.json."""
+        return self.folder.read_result()
 
 
 def pretrain(
@@ -154,85 +88,86 @@ def pretrain(
         config = replace(config, method=methods.whole(config.method))
     if resume is None:
         check(config)
-        folder = RunFolder.create(config)
-    else:
-        if changed := settings.differences(base, config):
-            raise UserError(f"--resume continues the same run, but {'; '.join(changed)}")
-        folder = RunFolder.open(Path(base.out or ""))
-        if config.out != base.out:
-            raise UserError(f"--resume goes on in {folder.path}; --out {config.out} cannot move the run")
+        if restarted() and (begun := RunFolder.latest(config, launch_id())) is not None:
+            # A launcher repeats the words that it was given.
+            return pretrain({}, resume=begun.path, tell=tell, decoding=decoding, progress=progress)
+    with joined(find_device(config.device)) as world:
+        tell = tell if world.leads else _silent
+        folder = world.first(lambda: _folder(config, base, resumed=resume is not None))
         if folder.result.exists():
-            if not folder.report.exists():
-                write_report(folder)
-            return Outcome(folder, folder.read_result(), before=True)
-    with folder.writing() as freed:
-        if resume is None and folder.config.exists():
-            raise holds_a_run(folder.path)  # made by another process since it was looked for
-        if freed:
-            tell(Removed(folder.path, freed))
-        try:
-            with memory_of(config):
-                setup = _prepared(config, folder, tell, decoding)
+            return Outcome(folder, before=True)
+        with folder.writing() if world.leads else nullcontext(0) as freed:
+            if world.leads and resume is None and folder.config.exists():
+                raise holds_a_run(folder.path)  # made by another process since it was looked for
+            if freed:
+                tell(Removed(folder.path, freed))
+            if world.leads and world.size > 1:
+                write_atomically(folder.launch, launch_id().encode())
+            with _telling_the_end(folder, tell, leads=world.leads), memory_of(config):
+                setup = _prepared(config, folder, world, tell, decoding)
                 tell(_choices(setup, folder, [name for name in MOVING if name in typed]))
-                return Outcome(
-                    folder, _train(setup, folder, tell, progress or Progress(), resumed=resume is not None)
-                )
-        except Stopped as stop:
-            tell(Interrupted(folder.path, str(stop)))
-            raise
-        except (
-            KeyboardInterrupt
-        ):  # outside the loop, or the second one in it; judging is done again as a whole
-            if folder.config.exists():
-                tell(Interrupted(folder.path, "stopped"))
-            raise
-        except Diverged as error:
-            write_report(folder, {"verdict": {"state": "diverged", "words": str(error), "evidence": []}})
-            raise
+                _train(setup, folder, tell, progress or Progress(), resumed=resume is not None)
+        return Outcome(folder)
 
 
-def check(config: Config) -> None:
-    """Find wrong names before any image is read.
+def _silent(_: object) -> None:
+    """The first process speaks."""
+
+
+def _folder(config: Config, base: Config, *, resumed: bool) -> RunFolder:
+    """The run folder: a new one, or that of a run to go on with; where a finished one lacks its page, it is drawn.
 
     Raises:
-        UserError: An unknown method, device, backbone or part.
+        UserError: There is none, or it is that of another run.
     """
-    device = find_device(config.device)
-    if config.compile:
-        find_compiler(device)
-    misfits.find(config, image_size=64)
+    if not resumed:
+        return RunFolder.create(config)
+    if changed := settings.differences(base, config):
+        raise UserError(f"--resume continues the same run, but {'; '.join(changed)}")
+    folder = RunFolder.open(Path(base.out or ""))
+    if config.out != base.out:
+        raise UserError(f"--resume goes on in {folder.path}; --out {config.out} cannot move the run")
+    if folder.result.exists() and not folder.report.exists():
+        write_report(folder)
+    return folder
 
 
 @contextmanager
-def memory_of(config: Config) -> Iterator[None]:
-    """Say what to change where memory is full.
-
-    Raises:
-        MemoryFull: It is.
-    """
+def _telling_the_end(folder: RunFolder, tell: Tell, *, leads: bool) -> Iterator[None]:
+    """Tell how a run that ends too early goes on, and report on one that diverged."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not is_memory_full(error):
-            raise
-        size, more = config.batch_size, config.accumulate + 1
-        finer = next((n for n in range(more, size // 2 + 1) if size % n == 0), None)
-        advice = (
-            f"cut it into micro-batches with --accumulate {finer}" if finer else "take a smaller --batch-size"
-        ) + (", or leave the images to --images-on host" if config.images_on == "device" else "")
-        raise MemoryFull(f"the device's memory is full at --batch-size {size}; {advice}") from None
+    except Stopped as stop:
+        tell(Interrupted(folder.path, str(stop)))
+        raise
+    except KeyboardInterrupt:
+        # Outside the loop, or the second one in it; judging is done again as a whole.
+        if folder.config.exists():
+            tell(Interrupted(folder.path, "stopped"))
+        raise
+    except Diverged as error:
+        if leads:
+            write_report(folder, {"verdict": {"state": "diverged", "words": str(error), "evidence": []}})
+        raise
 
 
 def _prepared(
-    config: Config, folder: RunFolder, tell: Tell, decoding: Callable[[int, int], None] | None
+    config: Config,
+    folder: RunFolder,
+    world: World,
+    tell: Tell,
+    decoding: Callable[[int, int], None] | None,
 ) -> Setup:
     keep_freed_memory()
-    data = load_data(config, find_device(config.device), progress=decoding, say=tell)
+    data = load_data(config, find_device(config.device), progress=decoding, say=lambda line: tell(Note(line)))
     if config.momentum == AUTO:
-        config = replace(config, momentum=_advised(config, data, folder, tell))
-    setup = prepare(config, data, check=True)
-    settings.save(setup.config, folder.config)
-    folder.save_skipped(setup.data.skipped)
+        asked = config
+        config = replace(config, momentum=world.first(lambda: _advised(asked, data, folder, tell)))
+    setup = prepare(config, data, check=True, world=world)
+    check_agreement(setup)
+    if world.leads:
+        settings.save(setup.config, folder.config)
+        folder.save_skipped(setup.data.skipped)
     return setup
 
 
@@ -251,10 +186,11 @@ def _train(
     progress: Progress,
     *,
     resumed: bool,
-) -> Mapping[str, Any]:
-    computed_with = versions()
-    subject = Subject.of(setup)
-    validation = Validation.of(subject, setup.data.train, judging_seed(setup.config.seed))
+) -> None:
+    computed_with, validation = versions(), None
+    if setup.world.leads:
+        subject = Subject.of(setup)
+        validation = Validation.of(subject, setup.data.train, judging_seed(setup.config.seed))
     loop = start(setup, folder, validation, progress)
     if resumed:
         tell(GoesOn(loop.done, setup.total_steps))
@@ -263,10 +199,11 @@ def _train(
         loop.run()
     finally:
         progress.close()
+    if not setup.world.leads:
+        return
     tell(Trained(setup.config.device))
-    result = judge(setup, folder, validation, computed_with)
+    judge(setup, folder, validation, computed_with)
     write_report(folder)
-    return result
 
 
 def _choices(setup: Setup, folder: RunFolder, moving: list[str]) -> Choices:

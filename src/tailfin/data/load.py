@@ -190,6 +190,8 @@ def _list_path(path: Path, follow_links: bool) -> Listing:
             )
         if idx.is_idx(path):
             return idx.list_idx(path)
+        if path.suffix.lower() in folder.SUFFIXES:
+            raise UserError(f"{path} is one image; name the folder that it is in: {path.parent}")
         raise UserError(
             f"{path}: neither a Parquet nor a tar nor an IDX file; allowed: a folder of images, *.parquet, *.tar, "
             "*-ubyte[.gz]"

@@ -81,7 +81,7 @@ def judge(
         "verdict": asdict(_verdict(subject, data, answered, seen.signs, metrics, timing, validation, seed)),
         "fluctuation": {name: asdict(each) for name, each in seen.fluctuation.items()},
         "lags": {name: asdict(each) for name, each in seen.lags.items()},
-        "lidar": lidar(encoder, setup.augment, setup.execution, data.train, config.seed),
+        "lidar": _lidar(encoder, setup.augment, setup.execution, data.train, config.seed),
         "unjudged": unjudged,
         "placement": config.momentum,
         "momentum_parts": list(encoder.placement.placed),
@@ -119,7 +119,7 @@ def _untrained(setup: Setup, subject: Subject) -> Subject:
     return replace(subject, encoder=encoder)
 
 
-def lidar(
+def _lidar(
     encoder: MomentumEncoder, augment: Augment, execution: Execution, images: ImageSet, seed: int
 ) -> float | None:
     """LiDAR of the projections of some training images in their augmented views; None where it is not finite."""
@@ -151,9 +151,10 @@ def _verdict(
 ) -> verdict.Verdict:
     images = data.train if data.test is None else data.test
     ours, theirs = (answered.get(name) for name in (BACKBONE, "untrained"))
-    chance = None
+    chance = missed = None
     if ours is not None and theirs is not None and (images.classes is None or len(images.classes) > 1):
         chance = mcnemar(ours.knn, theirs.knn), mcnemar(ours.linear, theirs.linear)
+        missed = int((~theirs.knn).sum()), int((~theirs.linear).sum())
     some = images.subset(random_subset(len(images), COLLAPSE_IMAGES, seed))
     projections = subject.features(some)[1]
     return verdict.judge(
@@ -163,6 +164,7 @@ def _verdict(
         trained=_both(ours),
         untrained=_both(theirs),
         chance=chance,
+        missed=missed,
         losses=[(row["step"], row["loss"]) for row in metrics if "loss" in row],
         timing=timing,
         signs=signs,

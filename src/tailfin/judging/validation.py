@@ -1,4 +1,4 @@
-"""The look at some training images while a run trains: never at those that judge it at its end."""
+"""Validation during training, on held-out training images and never on those of the final judgement."""
 
 from tailfin.data.split import random_subset, validation_split
 from tailfin.data.types import ImageSet
@@ -35,6 +35,6 @@ class Validation:
         return found if len(found.queries) else None
 
     def __call__(self) -> float:
-        """Look; in percent."""
+        """The accuracy in percent."""
         bank, queries = self.subject.features(self.bank)[0], self.subject.features(self.queries)[0]
         return knn_accuracy(bank, labels_of(self.bank), queries, labels_of(self.queries))

@@ -113,6 +113,7 @@ class IterNorm(nn.Module):
     Attributes:
         running_mean: float32 [features].
         running_whitening: float32 [groups, size, size], the average inverse square root of the covariance.
+        average: Takes a mean over the rows at hand to that over the batch, of which they may be a share.
     """
 
     SIZE = 32
@@ -128,6 +129,7 @@ class IterNorm(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        self.average = _itself
         size = next(size for size in range(min(features, self.SIZE), 0, -1) if features % size == 0)
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
@@ -141,16 +143,20 @@ class IterNorm(nn.Module):
             mean, whitening = self.running_mean.float(), self.running_whitening.float()
             groups, size, _ = whitening.shape
             if self.training:
-                mean = x.mean(dim=0)
+                mean = self.average(x.mean(dim=0))
             deviations = (x - mean).view(len(x), groups, size).transpose(0, 1)
             if self.training:
-                covariance = deviations.transpose(1, 2) @ deviations / len(x)
+                covariance = self.average(deviations.transpose(1, 2) @ deviations / len(x))
                 whitening = inverse_square_root(covariance, self.FLOOR, self.ITERATIONS)
                 with torch.no_grad():
                     self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.MOMENTUM)
                     self.running_whitening.lerp_(whitening.to(self.running_whitening.dtype), self.MOMENTUM)
             white = (deviations @ whitening).transpose(0, 1).reshape(len(x), groups * size)
             return white * self.weight.float() + self.bias.float()
+
+
+def _itself(statistic: Tensor) -> Tensor:
+    return statistic
 
 
 def inverse_square_root(covariance: Tensor, floor: float, iterations: int) -> Tensor:

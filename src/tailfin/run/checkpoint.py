@@ -47,7 +47,9 @@ def load(path: Path) -> Checkpoint:
         UserError: The file is missing, damaged, or not a checkpoint of tailfin.
     """
     if not path.exists():
-        raise UserError(f"no checkpoint {path}")
+        raise UserError(
+            f"no checkpoint {path}: the run was stopped before its first one, or is still to begin"
+        )
     tensors, metadata = read_tensors(path)
     if (found := metadata.get("format", "none")) != FORMAT:
         raise UserError(

@@ -43,6 +43,8 @@ class Config:
     buffers: Literal["batch", "ema", "copy"] = "batch"
     """BatchNorm of momentum parts: own batch statistics (batch), averaged ones in eval mode (ema, EMAN), or the
     online part's in eval mode (copy)."""
+    batch_norm: Literal["sync", "local"] = "sync"
+    """Where a run has several devices: BatchNorm over the whole batch (sync), or over each device's share (local)."""
     through: bool = False
     """Let gradients cross the momentum parts into the shared ones."""
     backbone: str | None = None
@@ -213,7 +215,13 @@ def read(path: Path) -> Config:
     Raises:
         UserError: The file is missing, is not TOML, is of another version, or holds an unknown key or a wrong value.
     """
+    if path.is_dir():
+        inside = path / "config.toml"
+        hint = f"; did you mean {inside}?" if inside.exists() else ""
+        raise UserError(f"{path} is a folder, not a file of settings{hint}")
     values, _ = read_toml(path)
+    if "tailfin_study" in values:
+        raise UserError(f"{path} is a study, not the settings of a run; run it by: tailfin study {path}")
     version = values.pop("tailfin_config", FORMAT)
     if version != FORMAT:
         raise UserError(

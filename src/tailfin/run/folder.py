@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class RunFolder:
         self.pictures = path / "pictures.safetensors"
         self.encoder_momentum = path / "encoder-momentum.safetensors"
         self.lock = path / ".lock"
+        self.launch = path / ".launch"
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
@@ -66,6 +67,23 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot make the run folder {path}: {error.strerror}") from None
         return folder
+
+    @classmethod
+    def latest(cls, config: Config, launch: str) -> "RunFolder | None":
+        """The folder of the run that a launch began with these settings; None where it began none."""
+        if config.out:
+            found = [Path(config.out).expanduser()]
+        else:
+            found = [path for path in _names(Path("runs"), config, most=1000) if path.exists()]
+        folders = [cls(path) for path in found]
+        return next(
+            (
+                folder
+                for folder in reversed(folders)
+                if folder.config.exists() and folder.launch.exists() and read_text(folder.launch) == launch
+            ),
+            None,
+        )
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -109,7 +127,7 @@ class RunFolder:
             lock.release(handle)
 
     def _files(self) -> list[Path]:
-        return [path for name, path in vars(self).items() if name not in ("path", "lock")]
+        return [path for name, path in vars(self).items() if name not in ("path", "lock", "launch")]
 
     def read_config(self) -> Config:
         """The run's settings, `out` being where the folder lies now."""
@@ -230,15 +248,20 @@ class Log:
 
 def _claim(runs: Path, config: Config) -> Path:
     """Make the next free folder below `runs`; two runs that start together get one each."""
-    data = Path(config.data).name or "data"
-    method = config.method.rpartition(":")[2]  # of FILE.py:CLASS the class
-    name = f"{data}-{method}-{config.momentum}-seed{config.seed}"
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    for number in count(1):
-        path = runs / (name if number == 1 else f"{name}-{number}")
+    for path in _names(runs, config):
         try:
             path.mkdir()
         except FileExistsError:
             continue
         return path
     raise AssertionError("unreachable")
+
+
+def _names(runs: Path, config: Config, most: int | None = None) -> Iterator[Path]:
+    """Where a run of these settings may lie, in the order in which the names are taken."""
+    data = Path(config.data).name or "data"
+    method = config.method.rpartition(":")[2]  # of FILE.py:CLASS the class
+    name = f"{data}-{method}-{config.momentum}-seed{config.seed}"
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    for number in islice(count(1), most):
+        yield runs / (name if number == 1 else f"{name}-{number}")

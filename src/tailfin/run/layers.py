@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tailfin import methods
 from tailfin.errors import UserError
 from tailfin.run.config import Config, checked, read
 from tailfin.run.folder import RunFolder
 
 
 def base(file: str | Path | None = None, resume: str | Path | None = None) -> Config:
-    """The settings below what is asked for: a file's without its run folder, a run's, or the usual ones.
+    """The settings that typed ones override: the defaults, a file's without its run folder, or those of a run.
 
     Args:
         file: A TOML file of settings.
@@ -32,9 +32,7 @@ def base(file: str | Path | None = None, resume: str | Path | None = None) -> Co
 
 
 def layered(below: Config, typed: Mapping[str, Any]) -> Config:
-    """Settings with what was asked for laid over them.
-
-    A method of the user's own, FILE.py:CLASS, that is asked for is trusted: its code runs.
+    """Settings with what was asked for laid over them; paths may be `os.PathLike`.
 
     Args:
         below: See `base`.
@@ -43,8 +41,5 @@ def layered(below: Config, typed: Mapping[str, Any]) -> Config:
     Raises:
         UserError: An unknown name, naming the nearest, or a value that is not of its setting's type.
     """
-    values = checked(typed, "what was asked for")
-    named = values.get("method")
-    if named is not None and methods.is_file(named):
-        methods.trust(named)
-    return replace(below, **values)
+    plain = {name: str(value) if isinstance(value, PathLike) else value for name, value in typed.items()}
+    return replace(below, **checked(plain, "the call"))

@@ -1,6 +1,6 @@
 """The gradient of the loss at the output of each part, step by step, without waiting for the device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -54,12 +54,14 @@ class GradientMonitor:
         self._squares[index].append(norm.square() * len(gradient))
 
     @torch.no_grad()
-    def step(self, scale: float = 1.0) -> None:
+    def step(self, scale: float = 1.0, mean: Callable[[Tensor], Tensor] = lambda squares: squares) -> None:
         """Close one optimizer step.
 
         Args:
             scale: What the loss was multiplied by before `backward`: 1 / m for m micro-batches, times the factor of
                 a gradient scaler.
+            mean: Averages squares [parts] over the processes of a run, each of which has a share of the batch and a
+                gradient of the sum of their losses.
         """
         heard = next((squares[0] for squares in self._squares if squares), None)
         if heard is None:
@@ -69,7 +71,7 @@ class GradientMonitor:
             torch.stack(squares).mean().nan_to_num(nan=torch.inf, posinf=torch.inf) if squares else silent
             for squares in self._squares
         ]
-        self._rows.append(torch.stack(row).sqrt() / scale)
+        self._rows.append(mean(torch.stack(row)).sqrt() / scale)
         self._drop()
 
     def _drop(self) -> None:

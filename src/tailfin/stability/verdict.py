@@ -18,6 +18,11 @@ LOADER_BOUND = 0.2
 """Share of the time of a step that was spent waiting for images."""
 
 
+FEWEST_MISSED = 6
+"""Even if each of 5 images that the untrained encoder misses is gained and none lost, chance does as much in 1 of 32
+cases, which is above `LEVEL`."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One state, a sentence, and the figures behind it.
@@ -43,6 +48,7 @@ def judge(
     trained: Accuracies | None = None,
     untrained: Accuracies | None = None,
     chance: tuple[float, float] | None = None,
+    missed: tuple[int, int] | None = None,
     losses: Sequence[tuple[int, float]] = (),
     timing: Sequence[Mapping[str, Any]] = (),
     signs: Sequence[Sign] = (),
@@ -58,6 +64,8 @@ def judge(
         trained, untrained: kNN and linear accuracy of the backbone in percent; None without labels.
         chance: How often chance alone makes kNN and linear accuracy as much better than the untrained encoder's, one
             p-value each (`mcnemar`); None where that cannot be told.
+        missed: How many test images the untrained encoder gets wrong, by kNN and by linear probe; None where that is
+            not known. Fewer than `FEWEST_MISSED` leave no room in which an improvement could be told from chance.
         losses: (step, loss) of each log row.
         timing: Rows of timing.jsonl.
         signs: What the monitors saw, the worst first.
@@ -86,7 +94,8 @@ def judge(
         learnt = tuple(name for name, p in zip(("kNN", "the linear probe"), chance, strict=True) if p < LEVEL)
     signs = [*signs, *_past_its_best(validation, validation_images)]
     evidence += [sign.evidence for sign in signs]
-    state, words = _state(spread, effective_rank, width, learnt, wait, signs)
+    room = missed is None or max(missed) >= FEWEST_MISSED
+    state, words = _state(spread, effective_rank, width, learnt, wait, signs, room=room)
     return Verdict(state, words, tuple(evidence))
 
 
@@ -97,6 +106,8 @@ def _state(
     learnt: tuple[str, ...] | None,
     wait: float | None,
     signs: Sequence[Sign],
+    *,
+    room: bool,
 ) -> tuple[str, str]:
     if not math.isfinite(spread) or not math.isfinite(rank):
         return "collapsing", "The encoder's outputs are not finite."
@@ -110,6 +121,11 @@ def _state(
     if signs:
         also = f" Also: {', '.join(sign.state for sign in signs[1:])}." if len(signs) > 1 else ""
         return signs[0].state, signs[0].words + also
+    if learnt is not None and len(learnt) < 2 and not room:
+        return "no better than untrained", (
+            f"The untrained encoder gets all but {FEWEST_MISSED - 1} or fewer of the test images right, so that no "
+            "improvement could be told from chance: judge on more or harder images (tailfin evaluate --data)."
+        )
     if learnt is not None and len(learnt) < 2:
         by = {(): "kNN or linear probe", ("kNN",): "the linear probe"}.get(learnt, "kNN")
         though = f" (by {learnt[0]} it is better)" if learnt else ""

@@ -16,7 +16,7 @@ from tailfin.run import checkpoint
 from tailfin.run import config as settings
 from tailfin.run.config import Config
 from tailfin.run.folder import Log
-from tailfin.training.listeners import ADVICE, Listener, Taken, not_finite
+from tailfin.training.listeners import ADVICE, Listener, State, Taken, not_finite
 from tailfin.training.step import Step
 
 EPOCH_SECONDS = 60.0
@@ -32,16 +32,12 @@ class Held:
     Attributes:
         step: Steps taken.
         lengths: Bytes of each log that are kept; the rest belongs to steps that are taken again.
-        tensors: Of the listeners, among others.
-        losses: Of the steps since the last log row, on the device.
-        knn: The latest validation accuracy.
+        state: Of the listeners, among others; None where the run begins.
     """
 
     step: int = 0
     lengths: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(LOGS, 0))
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    losses: list[Tensor] = field(default_factory=list)
-    knn: float | None = None
+    state: State | None = None
 
 
 class Checkpoints:
@@ -51,7 +47,7 @@ class Checkpoints:
         file: The checkpoint.
         step: Whose encoder, method and optimizer are saved.
         listeners: Whose state is saved.
-        logs: The run's logs, each up to the length that it has then; None where one is not kept.
+        logs: The run's logs, each up to the length that it has then.
         about: What else the file says, see `identity`.
         minutes: Longest time between two saves.
     """
@@ -61,7 +57,7 @@ class Checkpoints:
         file: Path,
         step: Step,
         listeners: Sequence[Listener],
-        logs: Mapping[str, Log | None],
+        logs: Mapping[str, Log],
         about: Mapping[str, Any],
         minutes: float,
     ) -> None:
@@ -81,9 +77,12 @@ class Checkpoints:
             self.save(taken.step)
             self.saved = time.perf_counter()
 
-    def state(self) -> Mapping[str, Tensor | float | None]:
+    def state(self) -> State:
         """Nothing of its own."""
         return {}
+
+    def restore(self, state: State) -> None:
+        """Nothing: see the function below."""
 
     def close(self) -> None:
         """Nothing."""
@@ -94,12 +93,17 @@ class Checkpoints:
         Raises:
             Diverged: Something to save is not finite.
         """
-        states = {name: value for listener in self.listeners for name, value in listener.state().items()}
+        states: dict[str, Tensor | float | None] = {}
+        for listener in self.listeners:
+            own = listener.state()
+            if taken := own.keys() & (states.keys() | self.about.keys() | {"step", "lengths"}):
+                raise ValueError(f"two listeners keep {sorted(taken)[0]!r}")
+            states |= own
         tensors = {
+            **{name: value for name, value in states.items() if isinstance(value, Tensor)},
             **checkpoint.module_tensors("encoder", self.step.encoder),
             **checkpoint.module_tensors("method", self.step.method),
             **checkpoint.optimizer_tensors(self.step.optimizer),
-            **{name: value for name, value in states.items() if isinstance(value, Tensor)},
         }
         # What the monitors heard is theirs to judge: a part that is never heard is NaN there by design.
         weighed = {name: tensor for name, tensor in tensors.items() if not name.startswith("monitored.")}
@@ -112,7 +116,7 @@ class Checkpoints:
         progress = {
             "step": step,
             **{name: value for name, value in states.items() if not isinstance(value, Tensor)},
-            "lengths": {name: 0 if log is None else log.sync() for name, log in self.logs.items()},
+            "lengths": {name: self.logs[name].sync() if name in self.logs else 0 for name in LOGS},
             **self.about,
         }
         checkpoint.save(self.file, tensors, progress)
@@ -151,14 +155,13 @@ def _take(held: checkpoint.Checkpoint, step: Step, config: Config, images: Image
     checkpoint.load_module("encoder", step.encoder, held.tensors)
     checkpoint.load_module("method", step.method, held.tensors)
     checkpoint.load_optimizer(step.optimizer, held.tensors)
-    done, knn = held.progress["step"], held.progress["knn"]
+    done = held.progress["step"]
     if type(done) is not int or not 0 <= done <= step.schedule.total:
         raise ValueError(f"step {done!r} of {step.schedule.total}")
     lengths: dict[str, int] = {name: held.progress["lengths"][name] for name in LOGS}
     if any(type(length) is not int or length < 0 for length in lengths.values()):
         raise ValueError(f"lengths of logs {lengths}")
-    losses = list(held.tensors["losses"].float().to(step.execution.device))
-    return Held(done, lengths, held.tensors, losses, None if knn is None else float(knn))
+    return Held(done, lengths, {**held.progress, **held.tensors})
 
 
 def fingerprint(images: ImageSet) -> str:

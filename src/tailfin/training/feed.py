@@ -23,8 +23,8 @@ class Batch:
     """Images of one optimizer step.
 
     Attributes:
-        images: uint8 [N, C, H, W] on the device.
-        index: int64 [N] on the CPU, their places in the training set.
+        images: uint8 [N / W, C, H, W] on the device, this process's share of the batch where there are W of them.
+        index: int64 [N] on the CPU, the places of the whole batch in the training set.
         aspect: float32 [N] on the CPU, see `ImageSet`; or None.
         waited: Seconds that the step waited for them.
     """
@@ -36,11 +36,12 @@ class Batch:
 
     def cut(self, count: int) -> Iterator["Batch"]:
         """`count` micro-batches of equal size."""
-        size = len(self.index) // count
-        for start in range(0, count * size, size):
-            rows = slice(start, start + size)
+        size, own = len(self.index) // count, len(self.images) // count
+        for number in range(count):
+            rows = slice(number * size, (number + 1) * size)
+            images = self.images[number * own : (number + 1) * own]
             aspect = None if self.aspect is None else self.aspect[rows]
-            yield Batch(self.images[rows], self.index[rows], aspect, self.waited)
+            yield Batch(images, self.index[rows], aspect, self.waited)
 
 
 def order(count: int, seed: int, epoch: int) -> Tensor:
@@ -71,11 +72,20 @@ class Feed:
         seed: Of the order.
         device: Where the batches are wanted.
         place: Where the images are kept: on that device, or on the host.
+        own: int64 [N / W], the rows of a batch that this process needs; None for all.
     """
 
     def __init__(
-        self, images: ImageSet, *, batch_size: int, seed: int, device: torch.device, place: Place = "host"
+        self,
+        images: ImageSet,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        place: Place = "host",
+        own: Tensor | None = None,
     ) -> None:
+        self.own = own
         self.images, self.aspect = images.images, images.aspect
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(images) // batch_size
@@ -111,7 +121,7 @@ class Feed:
         if known[0] != epoch:
             known = self._order = (epoch, order(len(self.images), self.seed, epoch))
         index = known[1][place * self.batch_size : (place + 1) * self.batch_size]
-        images = self._picked(index)
+        images = self._picked(index if self.own is None else index[self.own])
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()
         return images, index, None if self.aspect is None else self.aspect[index]

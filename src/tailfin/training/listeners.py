@@ -18,6 +18,8 @@ from tailfin.run.folder import Log
 from tailfin.training.optimizers import Schedule
 
 ADVICE = "Lower --lr or set --clip-grad"
+State = Mapping[str, Tensor | float | None]
+"""Tensors and plain numbers by name."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Taken:
         epoch_ends: Whether it is the last one of an epoch.
         logged: Whether a row of the logs is due.
         last: Whether it is the run's last one.
-        stopping: Says, when it is first asked, whether the run is to stop after this step.
+        stopping: Whether the run should stop after this step; the first call decides, later calls repeat it.
     """
 
     step: int
@@ -51,11 +53,18 @@ class Listener(Protocol):
     def after_step(self, taken: Taken) -> None:
         """A step was taken."""
 
-    def state(self) -> Mapping[str, Tensor | float | None]:
-        """What a resumed run needs to go on as if it had never stopped: tensors and plain numbers, by name."""
+    def state(self) -> State:
+        """What a resumed run needs to go on as if it had never stopped, under names that no other listener has."""
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave before; what other listeners gave is among it.
+
+        Raises:
+            ValueError, KeyError: It is not of this run.
+        """
 
     def close(self) -> None:
-        """The last step was taken."""
+        """Let go of what is held, such as files: the training has ended, one way or another."""
 
 
 class Progress:
@@ -74,14 +83,14 @@ class Progress:
 
 
 class Metrics:
-    """The losses: a row of metrics.jsonl, which follows from the settings alone, for their mean since the last one.
+    """Writes the mean loss since the previous row to metrics.jsonl; its rows follow from the settings alone.
 
     Args:
         log: The file.
         encoder: Both branches, whose decay is logged, and whose parts are looked at where a loss is not finite.
         schedule: The learning rate.
         steps_per_epoch: Optimizer steps an epoch.
-        losses: Of the steps since the last row, of a resumed run.
+        device: Where the losses are.
     """
 
     def __init__(
@@ -90,11 +99,12 @@ class Metrics:
         encoder: MomentumEncoder,
         schedule: Schedule,
         steps_per_epoch: int,
-        losses: list[Tensor],
+        device: torch.device,
     ) -> None:
         self.log, self.encoder, self.schedule = log, encoder, schedule
-        self.steps_per_epoch, self.losses, self.step = steps_per_epoch, losses, 0
-        self.loss = 0.0
+        self.steps_per_epoch, self.device = steps_per_epoch, device
+        self.losses: list[Tensor] = []
+        self.step, self.loss = 0, 0.0
 
     def after_step(self, taken: Taken) -> None:
         """Keep the loss; on a log row, wait for the device and write the mean.
@@ -119,7 +129,7 @@ class Metrics:
             row["decay"] = self.encoder.decays[placed[-1]](taken.step - 1)
         self.log.write(row)
 
-    def state(self) -> Mapping[str, Tensor | float | None]:
+    def state(self) -> State:
         """The losses since the last row.
 
         Raises:
@@ -127,6 +137,13 @@ class Metrics:
         """
         self._finite()
         return {"losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0)}
+
+    def restore(self, state: State) -> None:
+        """Take up the losses since the last row."""
+        losses = state["losses"]
+        if not isinstance(losses, Tensor):
+            raise ValueError("losses that are no tensor")
+        self.losses = list(losses.float().to(self.device))
 
     def close(self) -> None:
         """Close the file."""
@@ -176,9 +193,12 @@ class Timing:
         self.log.write({"step": taken.step, "images_per_second": self.rate, "data_wait": self.wait})
         self.since, self.steps, self.waited = None, 0, 0.0
 
-    def state(self) -> Mapping[str, Tensor | float | None]:
+    def state(self) -> State:
         """Nothing: a resumed run measures anew."""
         return {}
+
+    def restore(self, state: State) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Close the file."""
@@ -193,19 +213,16 @@ class Validation:
         validate: Gives the accuracy in percent; None where there are no labels.
         epochs: After which to look, counted from 1.
         steps_per_epoch: Optimizer steps an epoch.
-        knn: The latest accuracy of a resumed run.
+
+    Attributes:
+        knn: The latest accuracy.
     """
 
     def __init__(
-        self,
-        log: Log,
-        validate: Callable[[], float] | None,
-        epochs: frozenset[int],
-        steps_per_epoch: int,
-        knn: float | None,
+        self, log: Log, validate: Callable[[], float] | None, epochs: frozenset[int], steps_per_epoch: int
     ) -> None:
-        self.log, self.validate, self.epochs = log, validate, epochs
-        self.steps_per_epoch, self.knn = steps_per_epoch, knn
+        self.log, self.validate, self.epochs, self.steps_per_epoch = log, validate, epochs, steps_per_epoch
+        self.knn: float | None = None
 
     def after_step(self, taken: Taken) -> None:
         """At the end of one of the epochs, look."""
@@ -215,9 +232,14 @@ class Validation:
         self.knn = self.validate()
         self.log.write({"step": taken.step, "epoch": epoch, "knn": self.knn})
 
-    def state(self) -> Mapping[str, Tensor | float | None]:
+    def state(self) -> State:
         """The latest accuracy."""
         return {"knn": self.knn}
+
+    def restore(self, state: State) -> None:
+        """Take up the latest accuracy."""
+        knn = state["knn"]
+        self.knn = None if knn is None else float(knn)
 
     def close(self) -> None:
         """The file is another's to close."""
@@ -235,9 +257,12 @@ class Telling:
             timing = self.timing
             self.progress.step(taken.step, self.metrics.loss, timing.rate, timing.wait, self.validation.knn)
 
-    def state(self) -> Mapping[str, Tensor | float | None]:
+    def state(self) -> State:
         """Nothing."""
         return {}
+
+    def restore(self, state: State) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""

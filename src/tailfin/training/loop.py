@@ -1,7 +1,9 @@
 """The loop: one step after another, and after each of them those who listen, in their order."""
 
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 from tailfin.run.stopping import catch_signals
@@ -43,14 +45,14 @@ class Loop:
         """
         total, epoch = self.step.schedule.total, self.step.steps_per_epoch
         batches = self.feed.batches(self.done, total)
-        with catch_signals() as caught:
+        with self._closing(), catch_signals() as caught:
             for number in range(self.done, total):
                 began = time.perf_counter()
                 batch = next(batches)
                 loss = self.step(batch, number)
                 self.done = number + 1
                 # Asked once a step, by who saves: a signal that comes after that is for the next step.
-                stopping = cache(lambda: bool(caught))
+                stopping = cache(lambda: self.step.world.any(bool(caught)))
                 epoch_ends = self.done % epoch == 0
                 taken = Taken(
                     self.done,
@@ -65,6 +67,12 @@ class Loop:
                 for listener in self.listeners:
                     listener.after_step(taken)
                 if stopping() or (taken.last and caught):
-                    raise Stopped(self.done, caught[0])
-        for listener in self.listeners:
-            listener.close()
+                    raise Stopped(self.done, caught[0] if caught else signal.SIGTERM)
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for listener in self.listeners:
+                listener.close()

@@ -1,7 +1,7 @@
 """The monitors of a run: what they hear and when they look, kept in stability.jsonl and in the checkpoint."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from tailfin.stability.fluctuation import Floats, Fluctuation, Lag, fluctuation,
 from tailfin.stability.gradient import GradientMonitor
 from tailfin.stability.probe import Probe, Reading
 from tailfin.stability.signs import START, Sign, find_signs
-from tailfin.training.listeners import Taken
+from tailfin.training.listeners import State, Taken
 from tailfin.views.augment import Augment
 
 PROBE_STEPS = 50
@@ -35,52 +35,61 @@ class Monitors:
     """Listens to a training, and looks at its probe batch now and then; rows of stability.jsonl.
 
     Args:
-        log: The file; None where nothing is watched.
+        log: The file; None where nothing is kept, as with all but the first process of a run.
         gradient: The gradient's size at each part's output; None where it is not watched.
         probe: The fixed batch; None where it is not watched.
         accumulate: Micro-batches a step, each of whose losses is divided by as many.
+        device: Where the training is.
+        mean: See `GradientMonitor.step`.
     """
 
     def __init__(
-        self, log: Log | None, gradient: GradientMonitor | None, probe: Probe | None, accumulate: int
+        self,
+        log: Log | None,
+        gradient: GradientMonitor | None,
+        probe: Probe | None,
+        accumulate: int,
+        device: torch.device,
+        mean: Callable[[Tensor], Tensor] = lambda squares: squares,
     ) -> None:
-        self.log, self.gradient, self.probe, self.accumulate = log, gradient, probe, accumulate
+        self.log, self.gradient, self.probe = log, gradient, probe
+        self.accumulate, self.device, self.mean = accumulate, device, mean
 
-    def restore(self, held: Mapping[str, Tensor], device: torch.device) -> None:
-        """Go on from the tensors of a checkpoint, in which `state` put its own.
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave, among others.
 
         Raises:
             ValueError: They are of other parts.
         """
-        for key, tensor in held.items():
+        for key, tensor in state.items():
             kind, _, name = key.partition(".")
+            if not isinstance(tensor, Tensor):
+                continue
             if kind == "monitored" and self.gradient is not None:
-                self.gradient.restore(tensor.to(device))
+                self.gradient.restore(tensor.to(self.device))
             elif kind == "probed" and self.probe is not None:
-                self.probe.before[name] = tensor.to(device)
+                self.probe.before[name] = tensor.to(self.device)
 
     def after_step(self, taken: Taken) -> None:
         """Close an optimizer step; only a log row waits for the device."""
         if self.gradient is not None:
-            self.gradient.step(1.0 / self.accumulate)
+            self.gradient.step(1.0 / self.accumulate, self.mean)
         if taken.logged:
             self.write(taken.step)
 
     def write(self, step: int) -> None:
         """Write what was heard up to `step`, and look at the probe batch where it is due."""
-        if self.log is None:
-            return
         if self.gradient is not None:
             columns = self.gradient.flush().T.tolist()
             series = {
                 name: [_number(value) for value in column]
                 for name, column in zip(self.gradient.names, columns, strict=True)
             }
-            self.log.write({"step": step, "gradient": series})
+            self._row({"step": step, "gradient": series})
         if self.probe is not None and step % PROBE_STEPS == 0:
             with self.gradient.pause() if self.gradient is not None else nullcontext():
                 reading = self.probe.read()
-            self.log.write(
+            self._row(
                 {
                     "step": step,
                     "probe": {
@@ -90,7 +99,11 @@ class Monitors:
                 }
             )
 
-    def state(self) -> Mapping[str, Tensor | float | None]:
+    def _row(self, row: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(row)
+
+    def state(self) -> State:
         """What a resumed run needs to go on with the same rows."""
         found: dict[str, Tensor | float | None] = {}
         if self.gradient is not None:

@@ -17,7 +17,7 @@ class Schedule:
     """The learning rate of each step of a run, see `learning_rate`.
 
     Attributes:
-        peak: The highest rate; that of a batch of 256 scales with the batch.
+        peak: The highest rate: `lr`, given for a batch of 256, scaled to the batch.
         warmup: Steps of the linear warm-up.
         total: Steps of the run.
     """

@@ -9,10 +9,12 @@ from itertools import cycle, islice
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from tailfin import methods
 from tailfin.compute import trials
 from tailfin.compute.device import Execution, find_device, search_kernels
+from tailfin.compute.world import World, check_share
 from tailfin.data.load import load
 from tailfin.data.types import Dataset
 from tailfin.errors import UserError
@@ -46,6 +48,7 @@ class Setup:
         augment: The views.
         local: The small crops of multi-crop; None for none.
         execution: Device, precision, memory format.
+        world: The processes of the run.
         images_on: Where the training images are kept: what the settings ask for, where they fit.
         steps_per_epoch: Optimizer steps an epoch; the last, incomplete batch is left out.
         left_out: Precisions and memory formats that are not sound on this machine, a line each.
@@ -58,6 +61,7 @@ class Setup:
     augment: Augment
     local: Augment | None
     execution: Execution
+    world: World
     images_on: Place
     steps_per_epoch: int
     left_out: tuple[str, ...] = ()
@@ -76,7 +80,13 @@ class Setup:
             seed=config.seed,
             device=self.execution.device,
             place=self.images_on,
+            own=self._own_rows() if self.world.size > 1 else None,
         )
+
+    def _own_rows(self) -> Tensor:
+        """The rows of a batch that are this process's: its share of each micro-batch."""
+        micro = torch.arange(self.config.batch_size).view(self.config.accumulate, -1)
+        return micro[:, self.world.share(micro.shape[1])].flatten()
 
     def step(self, phase: Callable[[str], AbstractContextManager[object]] = nullcontext) -> Step:
         """What takes the run's steps, with an optimizer of its own that starts anew.
@@ -92,6 +102,7 @@ class Setup:
             augment=self.augment,
             local=self.local,
             execution=self.execution,
+            world=self.world,
             optimizer=optimizers.of(config, self.encoder, self.method, schedule.peak),
             schedule=schedule,
             config=config,
@@ -147,17 +158,21 @@ def load_data(
     )
 
 
-def prepare(config: Config, data: Dataset | None = None, *, check: bool = False) -> Setup:
+def prepare(
+    config: Config, data: Dataset | None = None, *, check: bool = False, world: World | None = None
+) -> Setup:
     """Load data and build everything; choose what `config` leaves open.
 
     Args:
         config: Settings.
         data: Already loaded images, or None to load them.
         check: Hold the gradient against float64's also where precision and memory format are given.
+        world: The processes of the run, all of which call this; None for this one alone.
 
     Raises:
         UserError: Settings that do not fit each other or the data.
     """
+    world = world or World()
     method_type = methods.load(config.method)
     device = find_device(config.device)
     if data is None:
@@ -175,10 +190,16 @@ def prepare(config: Config, data: Dataset | None = None, *, check: bool = False)
         )
     size, channels = cast(int, config.image_size), data.train.images.shape[1]
     encoder, method = build(config, method_type, channels, len(data.train), steps * config.epochs)
-    execution, left_out = _execution(config, channels, device, check=check)
+    chosen = config
+    world.first(lambda: check_share(chosen.batch_size, chosen.accumulate, world.size))
+    execution, left_out = world.first(lambda: _execution(chosen, channels, device, check=check))
+    device = world.place(device)
+    search_kernels(device)
+    execution = replace(execution, device=device)
     config = replace(config, precision=execution.precision, memory_format=execution.memory_format)
     execution.place(encoder)
     method.to(device)
+    world.ready(encoder, config.batch_norm)
     views = _views(method_type.recipe_at(size).views, config)
     augment = Augment(views, size=size, mean=data.mean, std=data.std)
     local = None
@@ -190,14 +211,13 @@ def prepare(config: Config, data: Dataset | None = None, *, check: bool = False)
     if config.compile:
         encoder.compile_parts()
     place = place_for(data.train, device, config.images_on)
-    return Setup(config, data, encoder, method, augment, local, execution, place, steps, left_out)
+    return Setup(config, data, encoder, method, augment, local, execution, world, place, steps, left_out)
 
 
 def _execution(
     config: Config, channels: int, device: torch.device, *, check: bool
 ) -> tuple[Execution, tuple[str, ...]]:
     """How to compute, and what was left out for being unsound here."""
-    search_kernels(device)
     precision, memory_format = config.precision, config.memory_format
     if precision and memory_format and not check:
         return Execution(device, precision, memory_format), ()

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 
 from tailfin.files.reading import understand
 from tailfin.run.folder import Log, RunFolder
@@ -24,41 +26,36 @@ def start(setup: Setup, folder: RunFolder, validate: Callable[[], float] | None,
     Raises:
         UserError: The folder's checkpoint is damaged or belongs to other settings or other data.
     """
-    config, step = setup.config, setup.step()
+    config, step, epoch = setup.config, setup.step(), setup.steps_per_epoch
     held = restore(folder.checkpoint, step, config, setup.data.train)
-    files = {name: getattr(folder, name) for name in LOGS}
-    logs = {
-        name: Log(file, held.lengths[name])
-        for name, file in files.items()
-        if name != "stability" or config.monitored()
-    }
-    metrics = Metrics(
-        logs["metrics"],
-        setup.encoder,
-        step.schedule,
-        setup.steps_per_epoch,
-        held.losses,
-    )
-    monitors = monitors_of(setup, logs.get("stability"))
-    understand(
-        f"checkpoint {folder.checkpoint}", lambda: monitors.restore(held.tensors, setup.execution.device)
-    )
-    timing = Timing(logs["timing"], config.batch_size)
-    epochs = _spread(config.epochs, config.knn_evaluations)
-    validation = Validation(logs["metrics"], validate, epochs, setup.steps_per_epoch, held.knn)
-    kept: list[Listener] = [metrics, timing, monitors, validation]
-    listeners: list[Listener] = [
-        *kept,
-        Telling(progress, metrics, timing, validation),
-        Checkpoints(
-            folder.checkpoint,
-            step,
-            kept,
-            {name: logs.get(name) for name in LOGS},
-            identity(config, setup.data),
-            config.checkpoint_minutes,
-        ),
-    ]
+    listeners: list[Listener] = []
+    with ExitStack() as opened:
+        opened.callback(_close, listeners)
+        if setup.world.leads:
+            logs = {
+                name: Log(getattr(folder, name), held.lengths[name])
+                for name in LOGS
+                if name != "stability" or config.monitored()
+            }
+            metrics = Metrics(logs["metrics"], setup.encoder, step.schedule, epoch, setup.execution.device)
+            timing = Timing(logs["timing"], config.batch_size)
+            monitors = monitors_of(setup, logs.get("stability"))
+            epochs = _spread(config.epochs, config.knn_evaluations)
+            validation = Validation(logs["metrics"], validate, epochs, epoch)
+            kept: list[Listener] = [metrics, timing, monitors, validation]
+            about = identity(config, setup.data)
+            listeners += [
+                *kept,
+                Telling(progress, metrics, timing, validation),
+                Checkpoints(folder.checkpoint, step, kept, logs, about, config.checkpoint_minutes),
+            ]
+        else:
+            # The monitors of all processes hear and look together; what there is to write, the first one writes.
+            listeners.append(monitors_of(setup, None))
+        if held.state is not None:
+            for listener in listeners:
+                understand(f"checkpoint {folder.checkpoint}", partial(listener.restore, held.state))
+        opened.pop_all()
     return Loop(step, setup.feed(), listeners, held.step)
 
 
@@ -70,7 +67,14 @@ def monitors_of(setup: Setup, log: Log | None) -> Monitors:
         setup.gradient_monitor() if "gradient" in wanted else None,
         setup.probe() if "probe" in wanted else None,
         setup.config.accumulate,
+        setup.execution.device,
+        setup.world.mean,
     )
+
+
+def _close(listeners: list[Listener]) -> None:
+    for listener in listeners:
+        listener.close()
 
 
 def _spread(epochs: int, times: int) -> frozenset[int]:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tailfin.compute.device import Execution
+from tailfin.compute.world import World
 from tailfin.errors import UserError
 from tailfin.methods.base import Method, Moment
 from tailfin.methods.gap import gap_loss
@@ -26,6 +27,7 @@ class Step:
         method: Loss and heads.
         augment, local: The views, and the small crops of multi-crop (None for none).
         execution: Device, precision, memory format.
+        world: The processes of the run.
         optimizer: Over the online branch and the method's heads.
         schedule: Its learning rate.
         config: The run's settings, nothing left open; what is read are seed, batch_size, accumulate, gap, clip_grad
@@ -43,6 +45,7 @@ class Step:
         augment: Augment,
         local: Augment | None,
         execution: Execution,
+        world: World,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         config: Config,
@@ -51,32 +54,35 @@ class Step:
         phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.encoder, self.method = encoder.train(), method.train()
-        self.augment, self.local, self.execution = augment, local, execution
+        self.augment, self.local, self.execution, self.world = augment, local, execution, world
         self.optimizer, self.schedule, self.config = optimizer, schedule, config
         self.steps_per_epoch, self.labels, self.phase = steps_per_epoch, labels, phase
+        self.objective = Objective(
+            encoder, method, world, gap=config.gap, name=config.method, phase=self._phase
+        )
+        # A method may leave its heads out for a while, as SwAV its prototypes.
+        self.loss_of = world.wrap(self.objective, idle=any(True for _ in method.parameters()))
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Take step number `step`, counted from 0; returns the mean loss of its micro-batches, a detached scalar."""
-        config, phase = self.config, self.phase
+        config, phase = self.config, self._phase
         # Dropout draws from torch's own generator: seeding it each step leaves no state to keep.
-        torch.manual_seed(derive(config.seed, "step", step))
+        self.objective.seed = derive(config.seed, "step", step)
+        torch.manual_seed(self.objective.seed + self.world.rank)
         draws = generator(config.seed, "views", step)
         set_learning_rate(self.optimizer, self.schedule(step))
-        losses = []
+        losses: list[Tensor] = []
         for micro in batch.cut(config.accumulate):
             with phase("views"):
                 views, shared = self._views(micro, draws)
             self.method.begin(self._moment(step, micro.index))
-            with self.execution.autocast():
-                with phase("forward"):
-                    online, target = self.encoder(views, shared)
-                with phase("loss"):
-                    loss = _checked(self.method.loss(online, target), config.method)
-                    if config.gap:
-                        loss = loss + config.gap * gap_loss(online, target)
-            with phase("backward"):
-                (loss / config.accumulate).backward()
+            more = len(losses) + 1 < config.accumulate
+            with self.world.alone(self.loss_of) if more else nullcontext():
+                with self.execution.autocast():
+                    loss = self.loss_of(views, shared)
+                with phase("backward"):
+                    (loss / config.accumulate).backward()
             losses.append(loss.detach())
         with phase("optimizer"):
             if config.clip_grad is not None:
@@ -88,17 +94,73 @@ class Step:
             self.method.after_step()
         return torch.stack(losses).mean()
 
+    def _phase(self, name: str) -> AbstractContextManager[object]:
+        return self.phase(name)
+
     def _views(self, batch: Batch, draws: torch.Generator) -> tuple[list[Tensor], int]:
-        """All views of a batch, and how many of them, the first ones, the target branch sees too."""
-        views = self.augment(batch.images, draws, batch.aspect)
+        """All views of this process's share, and how many, the first ones, the target branch sees too."""
+        share = (self.world.rank, self.world.size)
+        views = self.augment(batch.images, draws, batch.aspect, share)
         shared = len(views)
         if self.local is not None:
-            views += self.local(batch.images, draws, batch.aspect)
+            views += self.local(batch.images, draws, batch.aspect, share)
         return [self.execution.images(view) for view in views], shared
 
     def _moment(self, step: int, index: Tensor) -> Moment:
         labels = None if self.labels is None else self.labels[index]
         return Moment(step, self.schedule.total, self.steps_per_epoch, index, labels)
+
+
+class Objective(nn.Module):
+    """Both branches of this process's views, and the method's loss of the whole batch.
+
+    Args:
+        encoder: Both branches.
+        method: Loss and heads.
+        world: The processes of the run.
+        gap: Weight of the gap loss.
+        name: Of the method, for messages.
+        phase: See `Step`.
+
+    Attributes:
+        seed: Of what the loss draws; set before each call.
+    """
+
+    def __init__(
+        self,
+        encoder: MomentumEncoder,
+        method: Method,
+        world: World,
+        *,
+        gap: float,
+        name: str,
+        phase: Callable[[str], AbstractContextManager[object]],
+    ) -> None:
+        super().__init__()
+        self.encoder, self.method = encoder, method
+        self.world, self.gap, self.name, self.phase = world, gap, name, phase
+        self.seed = 0
+
+    def forward(self, views: list[Tensor], shared: int) -> Tensor:
+        """The loss.
+
+        Args:
+            views: Of this process's share, each [N, C, S, S].
+            shared: How many of them, the first ones, the target branch sees too.
+        """
+        with self.phase("forward"):
+            online, target = self.encoder(views, shared)
+        with self.phase("loss"):
+            if self.world.size > 1:
+                # Dropout has drawn for this process's share; what the loss draws is for the whole batch.
+                torch.manual_seed(self.seed)
+                both = target is online
+                online = self.world.whole(online)
+                target = online if both else self.world.whole(target)
+            loss = _checked(self.method.loss(online, target), self.name)
+            if self.gap:
+                loss = loss + self.gap * gap_loss(online, target)
+        return loss
 
 
 def _checked(loss: object, method: str) -> Tensor:

@@ -46,7 +46,11 @@ class Augment:
         self.std = tuple(std)
 
     def __call__(
-        self, images: Tensor, generator: torch.Generator, aspect: Tensor | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        aspect: Tensor | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> list[Tensor]:
         """The views of `images`.
 
@@ -55,6 +59,8 @@ class Augment:
             generator: On the CPU, whatever the device: the same seed gives the same views everywhere.
             aspect: float32 [N], width / height of the originals of images that are squashed to one canvas; kept on
                 the CPU, as the host would otherwise wait for the device. None: the images are the originals.
+            share: Which of how many equal shares of a batch the images are: they get the views that they would have
+                in the whole batch, whose `aspect` [N * shares] is then given.
 
         Returns:
             One float32 [N, C, size, size] a recipe, normalised, on the device of the images.
@@ -62,11 +68,15 @@ class Augment:
         Raises:
             ValueError: `images` or `aspect` is not as above.
         """
-        _check_images(images, self.mean, aspect)
-        count, _, height, width = images.shape
+        own, _, height, width = images.shape
+        number, shares = share
+        rows = slice(number * own, (number + 1) * own)
+        if aspect is not None and len(aspect) != own * shares:
+            raise ValueError(f"aspect has shape {tuple(aspect.shape)}; allowed: ({own * shares},)")
+        _check_images(images, self.mean, None if aspect is None else aspect[rows])
         views = []
         for recipe in self.recipes:
-            parameters = draw(recipe, count, height, width, generator, aspect)
+            parameters = draw(recipe, own * shares, height, width, generator, aspect).at(rows)
             views.append(self.apply(images, recipe, parameters))
         return views
 

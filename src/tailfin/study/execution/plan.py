@@ -33,7 +33,7 @@ class Plan:
 
     Attributes:
         on: What it is computed with.
-        cells: All of them, those of no known setting included.
+        cells: All of them, including those whose settings are not chosen yet.
         jobs: How many run side by side.
         memory: Most bytes of one of them; 0 where all are done.
     """

@@ -22,7 +22,7 @@ from tailfin.training.resolve import resolved
 
 MATTERING = tuple(field.name for field in dataclasses.fields(Config) if field.name not in HARMLESS)
 FLOATS = tuple(name for name, kind in get_type_hints(Config).items() if float in (kind, *get_args(kind)))
-LATER = ("local_views", "local_size", "gap", "compile", "follow_links")
+LATER = ("local_views", "local_size", "gap", "compile", "follow_links", "batch_norm")
 """Settings that came after the first studies: at their defaults they leave a fingerprint as it was, and so the
 folders of runs that had not ended."""
 RULE = 2

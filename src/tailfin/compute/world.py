@@ -1,0 +1,299 @@
+"""The processes of a run: what each does with its share of a batch, and how they stay one run.
+
+Every process has the same weights. A batch is cut into equal shares; each process makes the views of its own share
+and runs the encoder on them. Their branches are gathered, and each process computes the loss of the whole batch: a
+method need not know how many there are. The mean of the processes' gradients is then what one process would have.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from tailfin.branch import Branch
+from tailfin.errors import AlreadySaid, Lost, OfProcess, UserError
+
+T = TypeVar("T")
+
+FIRST_SECONDS = 60.0
+"""Longest wait for the first process to answer."""
+
+
+class World:
+    """One process, which is the whole run: nothing is wrapped, gathered or waited for.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: How many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the run folder and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """The rows of a batch of `count` that are this process's."""
+        own = count // self.size
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+    def place(self, device: torch.device) -> torch.device:
+        """The device of this process, where `device` is that of the first one."""
+        return device
+
+    def ready(self, encoder: nn.Module, batch_norm: str) -> None:
+        """Have an encoder normalise over the whole batch, where `batch_norm` is "sync"."""
+
+    def wrap(self, objective: nn.Module, *, idle: bool) -> nn.Module:
+        """An objective whose gradients are averaged over all processes in its backward.
+
+        Args:
+            objective: Its forward gives the loss.
+            idle: Whether some of its parameters may take no part in a step.
+        """
+        return objective
+
+    def alone(self, wrapped: nn.Module) -> AbstractContextManager[object]:
+        """A context in which the gradients of a wrapped objective stay with each process: more are to come."""
+        return nullcontext()
+
+    def whole(self, branch: Branch) -> Branch:
+        """The branch of the whole batch, given that of this process's share."""
+        return branch
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes, without gradient."""
+        return values
+
+    def every(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
+        return [value]
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What the first process makes; the others wait for it and get the same.
+
+        Raises:
+            UserError: As `make`, at all of them.
+        """
+        return make()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of some process was set, the same answer for all; asked once a step.
+
+        With several processes it is the answer of the step before, so that nobody waits for it.
+        """
+        return flag
+
+    def close(self) -> None:
+        """Leave."""
+
+
+class Several(World):
+    """A process of several, by torch.distributed.
+
+    Args:
+        device: Of this process; it decides about the backend.
+        seconds: Longest wait for another process.
+    """
+
+    def __init__(self, device: torch.device, seconds: float = 1800.0) -> None:
+        from datetime import timedelta
+
+        import torch.distributed as dist
+
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        _find_first()
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def place(self, device: torch.device) -> torch.device:
+        """A GPU a process, by its number on its machine."""
+        return torch.device("cuda", local_rank()) if device.type == "cuda" else device
+
+    def ready(self, encoder: nn.Module, batch_norm: str) -> None:
+        """See `World`."""
+        from tailfin.compute.norm import synchronise
+
+        if batch_norm == "sync":
+            synchronise(encoder)
+        self._broadcast_buffers = batch_norm != "sync"
+
+    def wrap(self, objective: nn.Module, *, idle: bool) -> nn.Module:
+        """See `World`; by `DistributedDataParallel`."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        # Its name since torch 2.14; the other one is deprecated there.
+        new = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+        buffers = {"forward_sync_buffers" if new else "broadcast_buffers": self._broadcast_buffers}
+        return DistributedDataParallel(
+            objective,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            find_unused_parameters=idle,
+            gradient_as_bucket_view=True,
+            **cast(Any, buffers),
+        )
+
+    def alone(self, wrapped: nn.Module) -> AbstractContextManager[object]:
+        """See `World`."""
+        return cast(AbstractContextManager[object], wrapped.no_sync())  # type: ignore[operator]
+
+    def whole(self, branch: Branch) -> Branch:
+        """See `World`; what a method does not look at is never sent."""
+        from tailfin.compute.gather import Gathered
+
+        return Gathered(branch)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """See `World`."""
+        import torch.distributed as dist
+
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.size
+
+    def every(self, value: T) -> list[T]:
+        """See `World`."""
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return cast(list[T], found)
+
+    def first(self, make: Callable[[], T]) -> T:
+        """See `World`."""
+        import torch.distributed as dist
+
+        told: list[Any] = [None]
+        if self.leads:
+            try:
+                told = [(True, make())]
+            except UserError as error:
+                told = [(False, error)]
+        dist.broadcast_object_list(told, 0)
+        made, value = told[0]
+        if not made:
+            raise value if self.leads else AlreadySaid(str(value))
+        return cast(T, value)
+
+    def any(self, flag: bool) -> bool:
+        """See `World`."""
+        import torch.distributed as dist
+
+        asked, answer = torch.tensor([float(flag)]), False
+        if self._asked is not None:
+            before, work = self._asked
+            work.wait()
+            answer = bool(before.item() > 0)
+        self._asked = (asked, dist.all_reduce(asked, op=dist.ReduceOp.MAX, async_op=True))
+        return answer
+
+    def close(self) -> None:
+        """See `World`."""
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _find_first(seconds: float = FIRST_SECONDS) -> None:
+    """Find that nobody answers where the first process should be; torch would wait for it half an hour.
+
+    Raises:
+        UserError: Nobody did within so many seconds.
+    """
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if os.environ.get("RANK") == "0" or not host or not port.isdigit():
+        return
+    end, reason = time.monotonic() + seconds, "no answer"
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            reason = str(error.strerror or error)
+            time.sleep(0.2)
+    where = f"{host}:{port}, where MASTER_ADDR and MASTER_PORT say"
+    raise OfProcess(
+        f"process {os.environ.get('RANK')}: no first process at {where}, within {seconds:.0f} s ({reason})"
+    )
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The processes of this run: those that a launcher started, or this one.
+
+    Args:
+        device: Where the first one computes.
+
+    Raises:
+        OfProcess: Whatever is wrong with one process of several but the first, naming it.
+        Lost: Another process has ended.
+    """
+    if launched() == 1:
+        yield World()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(local_rank())
+    world = Several(torch.device("cuda", local_rank()) if device.type == "cuda" else device)
+    try:
+        yield world
+    except UserError as error:
+        if world.leads or isinstance(error, AlreadySaid):
+            raise
+        raise OfProcess(f"process {world.rank} of {world.size}: {error}") from None
+    except RuntimeError as error:
+        if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        reason = str(error).splitlines()[0]
+        raise Lost(f"process {world.rank} of {world.size} lost another one: {reason}") from None
+    # Not where something went wrong: the others may be waiting for this process, and who started them ends them.
+    world.close()
+
+
+def check_share(batch_size: int, micro_batches: int, processes: int) -> None:
+    """Find a batch that cannot be shared out equally.
+
+    Raises:
+        UserError: Naming the nearest sizes that can.
+    """
+    share = micro_batches * processes
+    if batch_size % share == 0:
+        return
+    below = batch_size // share * share
+    fitting = [str(size) for size in (below, below + share) if size]
+    raise UserError(
+        f"--batch-size {batch_size} cannot be shared out among {processes} processes"
+        + (f" in {micro_batches} micro-batches" if micro_batches > 1 else "")
+        + f"; {' or '.join(fitting)} can"
+    )
+
+
+def launched() -> int:
+    """How many processes a launcher (torchrun, srun) started this one among; 1 for none."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def restarted() -> bool:
+    """Whether the launcher starts this process anew, after one of the run's had ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def launch_id() -> str:
+    """What the launcher's restarts have in common, and other launches have not."""
+    named = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return f"{socket.gethostname()}-{os.getppid()}" if named == "none" else named
+
+
+def local_rank() -> int:
+    """The number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
