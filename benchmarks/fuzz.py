@@ -186,8 +186,8 @@ def tars(scratch: Path) -> Read:
     import tarfile
 
     from tailfin.commands.pack import pack
-    from tailfin.commands.shards import Packing
     from tailfin.data.load import load
+    from tailfin.data.packing.shards import Packing
 
     for n in range(8):
         (scratch / "photos" / "ab"[n % 2]).mkdir(parents=True, exist_ok=True)

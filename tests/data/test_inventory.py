@@ -9,8 +9,8 @@ from PIL import Image
 from tailfin import cli
 from tailfin.commands.data import Spread, look_through
 from tailfin.commands.pack import pack
-from tailfin.commands.shards import Packing
 from tailfin.data import channel_statistics, load
+from tailfin.data.packing.shards import Packing
 from tailfin.errors import UserError
 
 

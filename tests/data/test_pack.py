@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from tailfin import cli
-from tailfin.commands import shards
 from tailfin.commands.pack import pack
-from tailfin.commands.shards import Packing
 from tailfin.data import load
+from tailfin.data.packing import shards
+from tailfin.data.packing.shards import Packing
 from tailfin.errors import UserError
 
 

@@ -206,7 +206,7 @@ def _pack(words: list[str]) -> int:
     from tailfin.cli.saying import say
     from tailfin.cli.saying_data import say_packed
     from tailfin.commands.pack import pack
-    from tailfin.commands.shards import Packing
+    from tailfin.data.packing.shards import Packing
 
     how = Packing(chosen.shard_mb, chosen.longest, chosen.quality)
     packed = pack(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from tailfin.commands.card import written
-from tailfin.commands.shards import Packer, Packing
 from tailfin.data.load import list_source
+from tailfin.data.packing.card import written
+from tailfin.data.packing.shards import Packer, Packing
 from tailfin.data.passes import as_encoded, check_workers, processors
 from tailfin.data.source import Encoded, Listing, Progress
 from tailfin.data.sources.manifest import NAME, Manifest, Shard, read_manifest

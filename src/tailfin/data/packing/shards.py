@@ -1,4 +1,4 @@
-"""What `pack` does for each image and each shard."""
+"""What `tailfin pack` does for each image and each shard."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
