@@ -181,6 +181,44 @@ def parquet(scratch: Path) -> Read:
     return read
 
 
+def tars(scratch: Path) -> Read:
+    """Tar shards of images and labels, their headers and bytes damaged, and their list with odd values."""
+    import tarfile
+
+    from tailfin.commands.pack import pack
+    from tailfin.data.load import load
+    from tailfin.data.packing.shards import Packing
+
+    for n in range(8):
+        (scratch / "photos" / "ab"[n % 2]).mkdir(parents=True, exist_ok=True)
+        (scratch / "photos" / "ab"[n % 2] / f"{n}.png").write_bytes(_picture(n))
+    pack(str(scratch / "photos"), scratch / "shards", Packing(), workers=1)
+    packed = (scratch / "shards" / "train-000000.tar").read_bytes()
+    told = json.loads((scratch / "shards" / "shards.json").read_text())
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for n in range(6):
+            for name, content in (
+                (f"{'n' * 120}é{n}.png", _picture(n)),
+                (f"{n}.json", b'{"label": %d}' % (n % 2)),
+            ):
+                about = tarfile.TarInfo(f"{n}/{name}")
+                about.size = len(content)
+                tar.addfile(about, io.BytesIO(content))
+    sound = out.getvalue()
+
+    def read(folder: Path, draws: random.Random) -> object:
+        content = (
+            packed if (listed := draws.random() < 0.3) else damaged(draws.choice((packed, sound)), draws)
+        )
+        (folder / "train-000000.tar").write_bytes(content)
+        if listed:
+            (folder / "shards.json").write_text(json.dumps(odd(told, draws)))
+        return load(str(folder), tolerate=1.0, workers=2)
+
+    return read
+
+
 def idx(scratch: Path) -> Read:
     """IDX files, gzipped or not, their bytes damaged."""
     from tailfin.data.load import load
@@ -388,7 +426,7 @@ def caches(scratch: Path) -> Read:
 
 KINDS: Mapping[str, Callable[[Path], Read]] = {
     each.__name__: each
-    for each in (images, parquet, idx, settings, checkpoints, encoders, reports, tables, caches)
+    for each in (images, parquet, tars, idx, settings, checkpoints, encoders, reports, tables, caches)
 }
 
 

@@ -60,7 +60,14 @@ def test_every_option_and_command_in_the_docs_exists() -> None:
 
     known = {
         "--" + field.name.replace("_", "-")
-        for kind in (options.Pretrain, options.Evaluate, options.List, options.Study)
+        for kind in (
+            options.Pretrain,
+            options.Evaluate,
+            options.List,
+            options.Data,
+            options.Pack,
+            options.Study,
+        )
         for field in dataclasses.fields(kind)
     }
     known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "docs" / "make_architecture.py").read_text()))

@@ -20,7 +20,7 @@ from tailfin.errors import UserError
         ("{root}/photo", "did you mean '.*photos'"),
         ("{root}/a/b", "no such path .* does not exist either"),
         ("", "no such path ''"),
-        ("{root}/notes.txt", "neither a Parquet nor an IDX file"),
+        ("{root}/notes.txt", "neither a Parquet nor a tar nor an IDX file"),
     ],
 )
 def test_a_source_that_is_none_is_said_with_the_nearest(folder, spec, message):

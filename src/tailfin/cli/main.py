@@ -1,4 +1,5 @@
-"""The command line: `tailfin pretrain`, `advise`, `bench`, `evaluate`, `report`, `list`, `cache`, `study`.
+"""The command line: `tailfin pretrain`, `advise`, `bench`, `evaluate`, `report`, `list`, `cache`, `data`,
+`pack`, `study`.
 
 Words in, exit code out. What needs torch is imported when a command is called: help comes at once.
 """
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tailfin.cli import options
-from tailfin.cli.options import Cache, Evaluate, List, Pretrain, Report, Settings, Study
+from tailfin.cli.options import Cache, Data, Evaluate, List, Pack, Pretrain, Report, Settings, Study
 from tailfin.cli.parsing import given, parse
 from tailfin.errors import Diverged, Failed, Lost, OfProcess, UserError, unknown
 
@@ -69,6 +70,8 @@ def _run(words: list[str]) -> int:
         "report": _report,
         "list": _list,
         "cache": _cache,
+        "data": _data,
+        "pack": _pack,
         "study": _study,
     }
     if command not in commands:
@@ -176,6 +179,46 @@ def _cache(words: list[str]) -> int:
         saying.say(checked)
         return 1 if checked.damaged else 0
     saying.say(cache.clear(folder) if chosen.action == "clear" else cache.contents(folder))
+    return 0
+
+
+def _data(words: list[str]) -> int:
+    chosen = parse(Data, words, "data", options.DATA)
+    from tailfin.cli.progress import decoding
+    from tailfin.cli.saying import say
+    from tailfin.cli.saying_data import say_inventory
+    from tailfin.commands.data import look_through
+
+    found = look_through(
+        chosen.source,
+        follow_links=chosen.follow_links,
+        workers=chosen.workers,
+        tell=say,
+        progress=decoding("looked at"),
+    )
+    say_inventory(found)
+    return 1 if found.damaged else 0
+
+
+def _pack(words: list[str]) -> int:
+    chosen = parse(Pack, words, "pack", options.PACK)
+    from tailfin.cli.progress import decoding
+    from tailfin.cli.saying import say
+    from tailfin.cli.saying_data import say_packed
+    from tailfin.commands.pack import pack
+    from tailfin.data.packing.shards import Packing
+
+    how = Packing(chosen.shard_mb, chosen.longest, chosen.quality)
+    packed = pack(
+        chosen.source,
+        Path(chosen.out).expanduser(),
+        how,
+        follow_links=chosen.follow_links,
+        workers=chosen.workers,
+        tell=say,
+        progress=decoding("packing"),
+    )
+    say_packed(packed)
     return 0
 
 

@@ -18,6 +18,8 @@ usage: tailfin COMMAND [OPTIONS]
   report     rebuild a run's report.html
   list       methods, backbones, and placements with their cost
   cache      what the cache of decoded images and trials holds; check it, clear it
+  data       say what is in a source: counts, sizes, duplicates, what cannot be read, what depth is lost
+  pack       write any source as tar shards, which are quicker to copy and to read than many files
   study      a grid of runs from a file, side by side, with statistics over seeds and what they say about the claims
 
 examples:
@@ -89,6 +91,27 @@ examples:
   tailfin cache --folder /scratch/tailfin
 
 What other processes are writing stays."""
+
+DATA = """\
+Say what is in a source: images, splits, classes, sizes, modes and depth, exact duplicates, what cannot be read and
+why, and the mean and standard deviation of each channel. Every image is decoded once; nothing is kept.
+
+examples:
+  tailfin data photos/
+  tailfin data shards/                                         their checksums too, where tailfin pack wrote them
+  tailfin data cifar10"""
+
+PACK = """\
+Write the images of any source as tar shards, which --data and WebDataset read, with their checksums.
+
+examples:
+  tailfin pack photos/ shards/                                 bytes as they are
+  tailfin pack photos/ small/ --longest 512                    larger images shrunk, and written as JPEG
+  tailfin pack parquet/ shards/ --quality 90 --shard-mb 1000   all recompressed to JPEG
+  tailfin pretrain --data shards/
+
+Images that cannot be read are left out, and named in skipped.tsv. The same command goes on with a packing that was
+stopped or killed: finished shards are kept."""
 
 STUDY = """\
 Run every cell of a study file, side by side and resumable; write a table and a report with intervals and verdicts.
@@ -163,6 +186,38 @@ class Cache:
     """list, check or clear."""
     folder: str | None = None
     """The cache's folder. Default: $XDG_CACHE_HOME/tailfin or ~/.cache/tailfin."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to look at."""
+
+    source: str = positional()
+    """A folder or file of images, or a named data set, as --data of pretrain takes it."""
+    follow_links: bool = False
+    """Follow links that lead out of the folder."""
+    workers: int | None = None
+    """Threads. Default: one a processor, up to 16."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What to pack, where to, and how."""
+
+    source: str = positional()
+    """A folder or file of images, or a named data set, as --data of pretrain takes it."""
+    out: str = positional()
+    """A folder for the shards: a new one, an empty one, or that of a packing to go on with."""
+    shard_mb: int = 500
+    """Most megabytes of a shard."""
+    longest: int | None = None
+    """Longest side in pixels: larger images are shrunk, and become JPEG. Default: sizes as they are."""
+    quality: int | None = None
+    """JPEG quality, 1 to 100, to which all images are recompressed. Default: bytes as they are; 90 where shrunk."""
+    follow_links: bool = False
+    """Follow links that lead out of the folder."""
+    workers: int | None = None
+    """Threads. Default: one a processor, up to 16."""
 
 
 @dataclass(frozen=True)

@@ -39,15 +39,15 @@ class Lines(Progress):
         )
 
 
-def decoding() -> Callable[[int, int], None]:
-    """Says how far decoding has come, at most every ten seconds; quick sets pass in silence."""
+def decoding(word: str = "decoding") -> Callable[[int, int], None]:
+    """Says how far a pass over images has come, at most every ten seconds; quick sets pass in silence."""
     last = time.monotonic()
 
     def tell(done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last >= QUIET_SECONDS:
             last = time.monotonic()
-            print(f"decoding    {done} of {total} images", flush=True)
+            print(f"{word:<11} {done} of {total} images", flush=True)
 
     return tell
 

@@ -28,7 +28,7 @@ _SIGNATURES: Final = {
     b"MM\0*": "TIFF",
 }
 _GREY_MODES: Final = {"1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N"}
-_ALPHA_MODES: Final = {"LA", "PA", "RGBA", "RGBa"}
+ALPHA_MODES: Final = {"LA", "PA", "RGBA", "RGBa"}
 _ORIENTATION: Final = 0x0112
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,7 +74,7 @@ def read_header(source: bytes | Path) -> Header:
     Raises:
         Unreadable: With the reason, for what is no image, empty, cut short in the header, or too large.
     """
-    with _open(source) as image:
+    with open_image(source) as image:
         turned = _orientation(image) >= 5
         width, height = image.size
         return Header(*((height, width) if turned else (width, height)), image.mode in _GREY_MODES)
@@ -95,7 +95,7 @@ def decode(source: bytes | Path, size: tuple[int, int], channels: int) -> tuple[
     Raises:
         Unreadable: With the reason.
     """
-    with _open(source) as image:
+    with open_image(source) as image:
         aspect = image.width / image.height
         try:
             needs = 0
@@ -137,14 +137,19 @@ def _load(image: Image.Image, source: bytes | Path) -> None:
     except Exception as error:
         said: list[str] = []
         # Once more, for only one thread at a time can be heard.
-        with _STDERR.heard(said), suppress(Exception), _open(source) as again:
+        with _STDERR.heard(said), suppress(Exception), open_image(source) as again:
             again.load()
         if said:
             raise Unreadable(f"damaged: {said[-1]}") from error
         raise
 
 
-def _open(source: bytes | Path) -> Image.Image:
+def open_image(source: bytes | Path) -> Image.Image:
+    """An image whose header is read, and whose pixels are not.
+
+    Raises:
+        Unreadable: As `read_header`.
+    """
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -210,7 +215,7 @@ def _flatten(image: Image.Image, channels: int) -> Image.Image:
         raise Unreadable("floating-point pixels: convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
         return _banded(image, "L", _of_16_bits).convert(mode)
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
         return _banded(image, "RGB", _opaque).convert(mode)
     return image if image.mode == mode else image.convert(mode)
 

@@ -2,8 +2,8 @@
 
 import difflib
 import math
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -38,8 +38,8 @@ def load(
 
     Args:
         spec: `shapes` (generated), `cifar10`, `cifar100`, `stl10`, `fashion_mnist`, or the path of a folder
-            of images or class folders, of Parquet files (Hugging Face layout) or of IDX files, or of one such
-            file.
+            of images or class folders, of Parquet files (Hugging Face layout), of tar shards (WebDataset
+            layout) or of IDX files, or of one such file.
         image_size: Side of the views to be drawn, in pixels; decides the stored size of originals that differ
             in size.
         limit: At most so many training images, drawn by seed and with the source's class shares, before any
@@ -63,7 +63,7 @@ def load(
     if not 0 <= tolerate <= 1:
         raise UserError(f"--tolerate is {tolerate}; it must lie between 0 and 1")
     cache = cache or cache_folder()
-    listing = _list(spec, cache, seed, follow_links)
+    listing = list_source(spec, cache=cache, seed=seed, follow_links=follow_links)
     for note in listing.notes:
         say(note)
     if listing.labels is not None and (lost := int((listing.labels[listing.test] < 0).sum())):
@@ -74,6 +74,7 @@ def load(
         whole = torch.ones(len(index), dtype=torch.bool)
         decoded = Decoded(listing.images[index], whole, aspect=None, skipped=())
     else:
+        from tailfin.data.passes import processors
         from tailfin.data.store import decode_all
 
         decoded = decode_all(
@@ -81,7 +82,7 @@ def load(
             index.tolist(),
             image_size=image_size,
             cache=cache,
-            workers=workers or _processors(),
+            workers=workers or processors(),
             progress=progress,
             words=spec,
             say=say,
@@ -140,13 +141,20 @@ def _check(skipped: tuple[Skipped, ...], count: int, tolerate: float, spec: str)
         )
 
 
-def _processors() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, usable)
+def list_source(
+    spec: str, *, cache: Path | None = None, seed: int = 0, follow_links: bool = False
+) -> Listing:
+    """What `spec` holds, before anything is decoded; each kind of source is imported only when it is used.
 
+    Args:
+        spec: See `load`.
+        cache: See `load`.
+        seed: Draws the generated images.
+        follow_links: See `load`.
 
-def _list(spec: str, cache: Path, seed: int, follow_links: bool) -> Listing:
-    """Finds the source that `spec` means; each is imported only when it is used."""
+    Raises:
+        UserError: For an unknown or empty source, or damaged files.
+    """
     if spec == "shapes":
         from tailfin.data.sources.shapes import list_shapes
 
@@ -154,7 +162,7 @@ def _list(spec: str, cache: Path, seed: int, follow_links: bool) -> Listing:
     if spec in NAMED:
         from tailfin.data.sources.named import list_named
 
-        return list_named(spec, cache / "downloads")
+        return list_named(spec, (cache or cache_folder()) / "downloads")
     try:
         path = Path(spec).expanduser()
     except RuntimeError as error:  # ~ of a user whom nobody knows
@@ -169,17 +177,24 @@ def _list(spec: str, cache: Path, seed: int, follow_links: bool) -> Listing:
 
 
 def _list_path(path: Path, follow_links: bool) -> Listing:
-    from tailfin.data.sources import folder, idx, parquet
+    from tailfin.data.sources import folder, idx, parquet, tar
 
     if path.is_file():
         if path.suffix == ".parquet":
             return parquet.list_parquet(path)
+        if path.suffix == ".tar":
+            return tar.list_tar(path)
+        if path.name.lower().endswith(tar.COMPRESSED):
+            raise UserError(
+                f"{path}: compressed; unpack it: images are read from folders and plain tar files"
+            )
         if idx.is_idx(path):
             return idx.list_idx(path)
         if path.suffix.lower() in folder.SUFFIXES:
             raise UserError(f"{path} is one image; name the folder that it is in: {path.parent}")
         raise UserError(
-            f"{path}: neither a Parquet nor an IDX file; allowed: a folder of images, *.parquet, *-ubyte[.gz]"
+            f"{path}: neither a Parquet nor a tar nor an IDX file; allowed: a folder of images, *.parquet, *.tar, "
+            "*-ubyte[.gz]"
         )
     if not path.is_dir():
         raise UserError(f"{path}: neither a file nor a folder")
@@ -187,9 +202,19 @@ def _list_path(path: Path, follow_links: bool) -> Listing:
         return parquet.list_parquet(path, follow_links=follow_links)
     if idx.find_files(path):
         return idx.list_idx(path, follow_links=follow_links)
-    from tailfin.data.sources.folder import list_folder
-
-    return list_folder(path, follow_links=follow_links)
+    tars = tar.find_files(path)
+    # An archive often still lies beside what was unpacked from it.
+    if tars and not folder.holds_images(path, follow_links=follow_links):
+        return tar.list_tar(path, follow_links=follow_links)
+    packed = sorted(each.name for each in path.iterdir() if each.name.lower().endswith(tar.COMPRESSED))
+    if packed and not folder.holds_images(path, follow_links=follow_links):
+        raise UserError(f"{path}: no images, and {printable(packed[0])} is compressed; unpack it")
+    listing = folder.list_folder(path, follow_links=follow_links)
+    if tars:
+        some = f"{printable(tars[0].name)}{f' and {len(tars) - 1} more' if len(tars) > 1 else ''}"
+        note = f"{some} beside the images passed over; to read a tar, name it or a folder of tars alone"
+        return replace(listing, notes=(*listing.notes, note))
+    return listing
 
 
 def _missing(spec: str, path: Path) -> UserError:

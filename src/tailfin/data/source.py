@@ -1,9 +1,11 @@
 """What a source lists before anything is decoded: the plain types between the sources and the loader."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from tailfin.data.types import Skipped
 from tailfin.errors import UserError, printable
+
+_SPLIT: Final = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
 
 
 class Unreadable(Exception):
@@ -96,6 +100,37 @@ def refuse_links(files: Iterable[Path], root: Path) -> None:
             raise UserError(
                 f"{printable(str(file))} is a link that leads out of {root}; --follow-links follows it"
             )
+
+
+def files_below(folder: Path, suffix: str) -> list[Path]:
+    """Files of a suffix in a folder or up to two folders below it, hidden ones left out, sorted by path."""
+    found = [file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}*{suffix}")]
+    hidden = (any(part.startswith(".") for part in file.relative_to(folder).parts) for file in found)
+    return sorted(file for file, skip in zip(found, hidden, strict=True) if not skip and file.is_file())
+
+
+def by_split(files: Iterable[Path], folder: Path, expected: str) -> tuple[list[Path], list[list[Path]]]:
+    """Training files, and the candidates for the test split, best first.
+
+    Raises:
+        UserError: No file is of the training split; `expected` is how one would be called.
+    """
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(split_of(file, folder), []).append(file)
+    train = splits.get("train") or splits.get("")
+    if not train:
+        known = ", ".join(sorted(splits))
+        raise UserError(f"{folder}: no training split; found only: {known}; expected {expected}")
+    return train, [splits[name] for name in ("test", "validation", "valid", "val", "dev") if name in splits]
+
+
+def split_of(file: Path, root: Path) -> str:
+    """The split that a file's name tells, or else its folder's, unless that is the folder which the user gave."""
+    match = _SPLIT.match(file.stem.lower())
+    if match is None and file.parent != root:
+        match = _SPLIT.match(file.parent.name.lower())
+    return "" if match is None else match[1]
 
 
 def enumerate_classes(values: Sequence[int] | Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:

@@ -29,7 +29,7 @@ class Config:
 
     data: str = "shapes"
     """What to train on: "shapes" (generated), "cifar10", "cifar100", "stl10", "fashion_mnist", or the path of a
-    folder of images, of Parquet files or of IDX files."""
+    folder of images, of Parquet, tar or IDX files."""
     method: str = "simclr"
     """Self-supervised method; `tailfin list methods` names them. FILE.py:CLASS is one of your own."""
     momentum: str = "published"

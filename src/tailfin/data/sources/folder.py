@@ -22,7 +22,7 @@ from tailfin.errors import UserError, printable, unknown
 _PLAIN: Final = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2")
 # What cannot be read here is listed too, so that it is reported rather than silently left out.
 SUFFIXES: Final = (*_PLAIN, ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif")
-_TESTS: Final = ("test", "val", "valid", "validation")
+TESTS: Final = ("test", "val", "valid", "validation")
 
 
 def list_folder(folder: Path, *, follow_links: bool = False) -> Listing:
@@ -43,9 +43,9 @@ def list_folder(folder: Path, *, follow_links: bool = False) -> Listing:
     while (inner := _only_folder(root, links)) is not None:
         root = inner
     splits = {each.name.lower(): each for each in _folders(root, links)}
-    if "train" in splits and set(splits) <= {"train", *_TESTS} and not _has_images(root):
+    if "train" in splits and set(splits) <= {"train", *TESTS} and not _has_images(root):
         train, owners = _labelled(splits["train"], links)
-        tests = [splits[name] for name in _TESTS if name in splits]
+        tests = [splits[name] for name in TESTS if name in splits]
     else:
         train, owners = _labelled(root, links)
         tests = []
@@ -69,6 +69,11 @@ def list_folder(folder: Path, *, follow_links: bool = False) -> Listing:
     encoded = _encoded(files, folder, links)
     notes = (links.note,) if links.passed_over else ()
     return Listing(folder.resolve().name, encoded, labels, classes, of_test, notes)
+
+
+def holds_images(folder: Path, *, follow_links: bool = False) -> bool:
+    """Whether there is an image anywhere below a folder."""
+    return next(_walk(folder, _Links(folder, follow_links)), None) is not None
 
 
 class _Links:

@@ -2,7 +2,6 @@
 name."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,9 @@ from tailfin.data.source import (
     Encoded,
     Listing,
     Unreadable,
+    by_split,
     enumerate_classes,
+    files_below,
     fingerprint,
     leads_outside,
     refuse_links,
@@ -27,7 +28,6 @@ from tailfin.data.source import (
 from tailfin.errors import UserError, printable
 
 _LABELS: Final = ("label", "labels", "fine_label")
-_SPLIT: Final = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
 _BATCH, _BATCH_BYTES = 8, 2**26
 """Most rows read at a time, and bytes that they may need: rows can share one value, which the file holds once and
 memory as often as it is used (2 kB of a file became 9 GB, 256 rows at a time). Eight rows at a time took 1.2 times as
@@ -36,11 +36,7 @@ long as 256, without decoding."""
 
 def find_files(folder: Path) -> list[Path]:
     """Every Parquet file in a folder or up to two folders below it, hidden ones left out, sorted by path."""
-    found = [
-        file for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet") for file in folder.glob(pattern)
-    ]
-    hidden = (any(part.startswith(".") for part in file.relative_to(folder).parts) for file in found)
-    return sorted(file for file, skip in zip(found, hidden, strict=True) if not skip and file.is_file())
+    return files_below(folder, ".parquet")
 
 
 def list_parquet(path: Path, *, follow_links: bool = False) -> Listing:
@@ -55,7 +51,7 @@ def list_parquet(path: Path, *, follow_links: bool = False) -> Listing:
         UserError: For a damaged file, one without an image column, differing schemas, labels out of range, or files
             that are links out of the folder, unless `follow_links`.
     """
-    train, tests = ([path], []) if path.is_file() else _by_split(path)
+    train, tests = ([path], []) if path.is_file() else by_split(find_files(path), path, "train-*.parquet")
     if path.is_dir() and not follow_links:
         refuse_links([*train, *(file for files in tests for file in files)], path)
     schema = _schema(train[0])
@@ -88,26 +84,6 @@ def list_parquet(path: Path, *, follow_links: bool = False) -> Listing:
     of_test[sum(counts[: len(train)]) :] = True
     encoded = _encoded(files, counts, column, path)
     return Listing(path.stem if path.is_file() else path.resolve().name, encoded, labels, classes, of_test)
-
-
-def _by_split(folder: Path) -> tuple[list[Path], list[list[Path]]]:
-    """Training files, and the candidates for the test split, best first."""
-    splits: dict[str, list[Path]] = {}
-    for file in find_files(folder):
-        splits.setdefault(_split_of(file, folder), []).append(file)
-    train = splits.get("train") or splits.get("")
-    if not train:
-        known = ", ".join(sorted(splits))
-        raise UserError(f"{folder}: no training split; found only: {known}; expected train-*.parquet")
-    return train, [splits[name] for name in ("test", "validation", "valid", "val", "dev") if name in splits]
-
-
-def _split_of(file: Path, root: Path) -> str:
-    """The split that a file's name tells, or else its folder's, unless that is the folder which the user gave."""
-    match = _SPLIT.match(file.stem.lower())
-    if match is None and file.parent != root:
-        match = _SPLIT.match(file.parent.name.lower())
-    return "" if match is None else match[1]
 
 
 @contextmanager
