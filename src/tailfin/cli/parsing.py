@@ -39,7 +39,15 @@ def parse(kind: type[Command], words: Sequence[str], command: str, description: 
     typed = given(kind, words, command, description)
     lacking = [each.name.upper() for each in _fields(kind) if _is_needed(each) and each.name not in typed]
     if lacking:
-        raise UserError(f"{command}: {', '.join(lacking)} is missing: tailfin {command} {' '.join(lacking)}")
+        whole = [
+            each.name.upper()
+            for each in _fields(kind)
+            if each.metadata.get("positional") and _is_needed(each)
+        ]
+        verb = "is" if len(lacking) == 1 else "are"
+        raise UserError(
+            f"{command}: {' and '.join(lacking)} {verb} missing: tailfin {command} {' '.join(whole)}"
+        )
     return kind(**typed)
 
 

@@ -6,6 +6,7 @@ method need not know how many there are. The mean of the processes' gradients is
 """
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -116,8 +117,9 @@ class Several(World):
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        _find_first()
-        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        with _ended_at_once():
+            _find_first()
+            dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
         self._asked: tuple[Tensor, Any] | None = None
 
@@ -208,6 +210,21 @@ class Several(World):
 
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """SIGTERM ends this process inside, as nothing has begun: what Python does about signals would wait for torch,
+    which waits for the other processes, and a launcher that ends one for another's sake waits half a minute for it."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _find_first() -> None:
