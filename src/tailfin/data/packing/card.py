@@ -33,7 +33,8 @@ def written(listing: Listing, manifest: Manifest, order: NDArray[np.int64]) -> s
     lines = [
         f"# {_cell(listing.name)}",
         "",
-        f"{sum(held.values()):,} images in {len(shards)} tar {"shard" if len(shards) == 1 else "shards"}, packed by tailfin {__version__}.",
+        f"{sum(held.values()):,} images in {len(shards)} tar shard{'s' * (len(shards) != 1)}, packed by tailfin "
+        f"{__version__}.",
         "",
         "| | |",
         "|---|---|",
