@@ -214,8 +214,11 @@ class Several(World):
 
 @contextmanager
 def _ended_at_once() -> Iterator[None]:
-    """SIGTERM ends this process inside, as nothing has begun: what Python does about signals would wait for torch,
-    which waits for the other processes, and a launcher that ends one for another's sake waits half a minute for it."""
+    """SIGTERM ends this process inside, as nothing has begun.
+
+    What Python does about signals would wait for torch, which waits for the other processes; and a launcher that ends
+    one process for another's sake waits half a minute before it kills it.
+    """
     try:
         before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except ValueError:  # not in the main thread
