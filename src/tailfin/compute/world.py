@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -115,11 +116,15 @@ class Several(World):
         from datetime import timedelta
 
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=seconds)
         with _ended_at_once():
             _find_first()
-            dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+            store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+            store = fresh(store, rank, size, seconds)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
         self._asked: tuple[Tensor, Any] | None = None
 
@@ -210,6 +215,36 @@ class Several(World):
 
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def fresh(store: Any, rank: int, size: int, seconds: float) -> Any:
+    """A part of the launcher's store that nothing but this start of all processes has written to.
+
+    torchrun keeps one store over its restarts (torch 2.14): after a kill while the processes were finding each other,
+    the next start took dead ones' addresses for its own, and waited. So the first process names each start anew, and
+    confirms to every other one that both speak of the same.
+    """
+    prefixed = cast(Any, torch.distributed).PrefixStore
+    own, end = uuid4().hex, time.monotonic() + seconds
+    if rank == 0:
+        store.set("tailfin", own)
+    said: dict[int, str] = {}
+    while time.monotonic() < end:
+        if rank == 0:
+            for other in range(1, size):
+                if other not in said and store.check([f"{own}/{other}"]):
+                    said[other] = store.get(f"{own}/{other}").decode()
+            if len(said) == size - 1:
+                for other, name in said.items():
+                    store.set(f"{own}/{other}/{name}", "")
+                return prefixed(own, store)
+        elif store.check(["tailfin"]):
+            named = store.get("tailfin").decode()
+            store.set(f"{named}/{rank}", own)
+            if store.check([f"{named}/{rank}/{own}"]):
+                return prefixed(named, store)
+        time.sleep(0.02)
+    raise Lost(f"process {rank} of {size}: the others were not there within {seconds:.0f} s")
 
 
 @contextmanager
