@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tailfin import methods
-from tailfin.compute.world import joined
+from tailfin.compute.several import joined
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.run.config import Config
 from tailfin.training.setup import prepare

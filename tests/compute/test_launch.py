@@ -163,7 +163,7 @@ def test_a_process_that_fails_is_named_and_the_others_are_ended(
 def test_nobody_at_the_first_processs_address_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tailfin: Run
 ) -> None:
-    monkeypatch.setattr("tailfin.compute.world.FIRST_SECONDS", 0.5)
+    monkeypatch.setattr("tailfin.compute.several.FIRST_SECONDS", 0.5)
     for name, value in (
         ("WORLD_SIZE", "2"),
         ("RANK", "1"),

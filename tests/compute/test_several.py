@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tailfin.compute.world import World, fresh
+from tailfin.compute.several import fresh
+from tailfin.compute.world import World
 
 from .worker import VARIANTS, cases, train
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tailfin import methods
-from tailfin.compute.world import World, joined
+from tailfin.compute.several import joined
+from tailfin.compute.world import World
 from tailfin.data.types import Dataset, ImageSet
 from tailfin.run.config import Config
 from tailfin.training.setup import prepare

@@ -12,7 +12,8 @@ from tailfin.commands.report import write_report
 from tailfin.commands.several import check_agreement
 from tailfin.commands.told import Choices, GoesOn, Interrupted, Note, Removed, Tell, Trained
 from tailfin.compute.device import find_device, keep_freed_memory
-from tailfin.compute.world import World, joined, launch_id, restarted
+from tailfin.compute.several import joined
+from tailfin.compute.world import World, launch_id, restarted
 from tailfin.data.types import Dataset
 from tailfin.errors import Diverged, UserError
 from tailfin.files import write_atomically, write_json
