@@ -176,8 +176,8 @@ def test_without_labels_it_trains_and_says_what_it_could_not_judge(
     [
         (
             ["pretrian"],
-            "unknown command 'pretrian'; allowed: pretrain, advise, bench, evaluate, report, list, cache, data, pack, "
-            "study; did you mean 'pretrain'",
+            "unknown command 'pretrian'; allowed: pretrain, advise, bench, evaluate, report, list, cache, data, "
+            "pack, study; did you mean 'pretrain'",
         ),
         (["pretrain", "--method", "simcrl"], "unknown method 'simcrl'; allowed: .*did you mean 'simclr'"),
         (["pretrain", "--momentum", "layer9:"], "unknown part 'layer9' in placement 'layer9:'"),
