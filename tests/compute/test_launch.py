@@ -136,7 +136,7 @@ def test_devices_under_another_launcher_are_one_line(tailfin: Run, monkeypatch: 
     monkeypatch.setenv("WORLD_SIZE", "4")
     code, _, error = tailfin("pretrain", "--devices", "2")
     assert code == 2
-    assert "--devices 2: 4 processes were started already, by torchrun or srun" in error
+    assert "--devices 2: 4 processes were started already, by torchrun" in error
 
 
 def test_a_process_that_fails_is_named_and_the_others_are_ended(

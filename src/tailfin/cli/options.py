@@ -151,7 +151,7 @@ class Pretrain(Settings):
     resume: str | None = None
     """Go on with the run in this folder; settings that matter may not change."""
     devices: int | None = None
-    """GPUs of this machine, or processes on a CPU, that share each batch. Default: one; torchrun and srun say it."""
+    """GPUs of this machine, or processes on a CPU, that share each batch. Default: one; torchrun says it itself."""
 
 
 @dataclass(frozen=True)

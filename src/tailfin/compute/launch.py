@@ -28,9 +28,7 @@ def check(devices: int, device: torch.device) -> None:
     if devices < 1:
         raise UserError(f"--devices is {devices}; it must be at least 1")
     if launched() > 1:
-        raise UserError(
-            f"--devices {devices}: {launched()} processes were started already, by torchrun or srun"
-        )
+        raise UserError(f"--devices {devices}: {launched()} processes were started already, by torchrun")
     there = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
     if devices > there:
         what = "CUDA devices" if device.type == "cuda" else "processors"

@@ -116,7 +116,7 @@ def check_share(batch_size: int, micro_batches: int, processes: int) -> None:
 
 
 def launched() -> int:
-    """How many processes a launcher (torchrun, srun) started this one among; 1 for none."""
+    """How many processes a launcher (torchrun) started this one among; 1 for none."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
